@@ -1,0 +1,36 @@
+'''looppool: a pool of worker processes, each with its own Tornado IO loop.'''
+
+from .errors import (
+    Full,
+    LoopPoolError,
+    MessageTooBig,
+    PoolBroken,
+    PoolClosed,
+    ProtocolError,
+    RemoteError,
+    WorkerDied,
+    WorkerStartError,
+)
+from .member import Member
+from .pool import Pool
+from .statistics import MemberStatistics, PoolStatistics
+from .worker import Worker, idempotent, task_done
+
+__all__ = [
+    'Full',
+    'LoopPoolError',
+    'Member',
+    'MemberStatistics',
+    'MessageTooBig',
+    'Pool',
+    'PoolBroken',
+    'PoolClosed',
+    'PoolStatistics',
+    'ProtocolError',
+    'RemoteError',
+    'Worker',
+    'WorkerDied',
+    'WorkerStartError',
+    'idempotent',
+    'task_done',
+]

@@ -1,0 +1,215 @@
+'''A link on a non-blocking socket on an IO loop.
+
+1. Reading never stops. One read takes up to 256 KiB; what it brought is handed to the link at once, and then `work`
+   is called to take up tasks or results.
+2. `work` gets a deadline. Past it, it returns True to be called again in the next turn of the loop, so that a long
+   backlog of short tasks does not block the loop's other users.
+3. What is sent while reading or working leaves in one write at its end; what is sent elsewhere leaves in one write at
+   the next turn of the loop. A partial write waits for writability.
+4. Whatever is wrong with the socket or the framing closes the channel, once, and is told to `on_closed`.
+'''
+
+import asyncio
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from .errors import ProtocolError
+
+__all__ = ['Channel', 'End']
+
+READ_SIZE: Final = 256 * 1024
+SLICE: Final = 0.005
+'''For how long `work` may go on in one turn of the loop, in seconds: short for a person and for a heartbeat, long
+against what a turn costs.'''
+
+
+class End(Protocol):
+    '''The end of a link, as `protocol.py` has it.'''
+
+    def receive_data(self, data: bytes) -> None: ...
+    def data_to_send(self) -> bytes: ...
+
+
+class Channel:
+    '''Moves the bytes of one end of a link. All methods belong to the loop's thread.
+
+    :param sock: one end of a socketpair; the channel owns it from now on.
+    :param loop: the asyncio loop to work on.
+    :param work: ``work(deadline)`` takes up what was received; it returns whether it wants to be called soon again.
+    :param on_closed: called once when the other side is gone (None) or broke the protocol (the error).
+    '''
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        work: Callable[[float], bool],
+        on_closed: Callable[[ProtocolError | None], None],
+    ) -> None:
+        sock.setblocking(False)
+        self.end: End
+        self._sock = sock
+        self._loop = loop
+        self._work = work
+        self._on_closed = on_closed
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._unsent = memoryview(b'')
+        self._corked = False
+        self._flush_scheduled = False
+        self._work_scheduled = False
+        self._open = True
+        self._flushed: asyncio.Future[None] | None = None
+        _open_channels.add(self)
+
+    def open(self, end: End) -> None:
+        '''Begin to read for `end`.'''
+        self.end = end
+        self._loop.add_reader(self._sock, self._on_readable)
+
+    # Sending
+
+    def wake(self) -> None:
+        '''The link has something to send.'''
+        if not self._corked and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        '''Write what the link has to send, or as much of it as the socket takes.'''
+        if self._unsent or not self._open:
+            return
+        data = self.end.data_to_send()
+        if data:
+            self._write(memoryview(data))
+
+    def _write(self, data: memoryview) -> None:
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            # The other side is gone. What it sent before is still to be read; reading tells when that is over.
+            return
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._loop.add_writer(self._sock, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._sock)
+        rest, self._unsent = self._unsent, memoryview(b'')
+        self._write(rest)
+        self.flush()
+        if not self._unsent and self._flushed and not self._flushed.done():
+            self._flushed.set_result(None)
+
+    async def drained(self) -> None:
+        '''Wait until all that was sent has left.'''
+        self.flush()
+        while self._unsent and self._open:
+            self._flushed = self._loop.create_future()
+            await self._flushed
+
+    # Receiving
+
+    def _on_readable(self) -> None:
+        self._corked = True
+        alive = self._receive()
+        self._run_work()
+        if not alive:
+            self.close()
+
+    def _receive(self) -> bool:
+        '''Read once; return whether there can be more.'''
+        try:
+            count = self._sock.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            count = 0
+        if not count:
+            self._tell_closed(None)
+            return False
+        try:
+            self.end.receive_data(bytes(self._buffer[:count]))
+        except ProtocolError as error:
+            self._tell_closed(error)
+            return False
+        return True
+
+    def work_soon(self) -> None:
+        '''Call `work` in the next turn of the loop.'''
+        if not self._work_scheduled:
+            self._work_scheduled = True
+            self._loop.call_soon(self._work_now)
+
+    def _work_now(self) -> None:
+        self._work_scheduled = False
+        self._run_work()
+
+    def _run_work(self) -> None:
+        self._corked = True
+        try:
+            more = self._work(time.monotonic() + SLICE)
+        finally:
+            self._corked = False
+            self.flush()
+        if more:
+            self.work_soon()
+
+    # Closing
+
+    def read_to_end(self) -> None:
+        '''Take in what is left of a peer that is gone, then close. Ends at EOF, or when the socket's buffer is empty.'''
+        self._corked = True
+        while self._open and self._readable_now() and self._receive():
+            pass
+        self._corked = False
+        self.close()
+
+    def _readable_now(self) -> bool:
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def _tell_closed(self, error: ProtocolError | None) -> None:
+        if self._open:
+            self._on_closed(error)
+
+    def close(self) -> None:
+        '''Close the socket; nothing is sent or received any more. `work` may still be called for what was received.'''
+        if not self._open:
+            return
+        self._open = False
+        _open_channels.discard(self)
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        if self._flushed and not self._flushed.done():
+            self._flushed.set_result(None)
+
+    def _forget(self) -> None:
+        '''In a forked child: close the descriptor, but leave the loop alone, which shares its epoll with the parent.'''
+        self._open = False
+        self._sock.close()
+
+
+_open_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _forget_channels() -> None:
+    for channel in list(_open_channels):
+        channel._forget()
+    _open_channels.clear()
+
+
+# A fork elsewhere in the parent must not keep links open behind the parent's back.
+os.register_at_fork(after_in_child=_forget_channels)

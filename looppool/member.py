@@ -1,0 +1,308 @@
+'''`Member`: the pool's handle on one worker slot, through all the processes that fill it.
+
+1. A `_Link` is one process's life: the process, its channel, its status page, and the results that came from it. It is
+   replaced with the process; results that it has brought are taken up even after its death.
+2. A process that ended is read to the end of its link first, and judged then.
+3. A member decides nothing: it tells its pool what happened.
+'''
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from .channel import Channel
+from .codec import Key, decode, define, unpack_error
+from .errors import ProtocolError, WorkerDied, WorkerStartError
+from .frames import Frame
+from .process import Process, start
+from .protocol import Parcel, PoolEnd, Window
+from .roster import Slot
+from .statistics import MemberStatistics
+from .status import StatusPage
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+__all__ = ['Member', 'end_result']
+
+_log: Final = logging.getLogger('looppool')
+
+_EXIT_GRACE: Final = 1.0
+'''Seconds that a process gets to end after it has closed its link.'''
+
+
+class _Link:
+    '''One process's life. It is the `PoolHandler` of its end.'''
+
+    def __init__(self, member: 'Member') -> None:
+        self.member = member
+        self.was_ready = False
+        self.said_bye = False
+        self.fault = ''
+        '''Why the pool killed it.'''
+        self.start_error: BaseException | None = None
+        self._pool = member.pool
+        self._loop = self._pool.asyncio_loop
+        self._inbox: deque[Frame] = deque()
+        ours, theirs = socket.socketpair()
+        self.page, page_fd = StatusPage.create()
+        self.channel = Channel(ours, self._loop, self._work, self._on_closed)
+        settings = self._pool.settings
+        results = Window(settings.result_window, settings.window_bytes)
+        self.end = PoolEnd(self, self._inbox.append, self.channel.wake, results)
+        self.end.limit_bodies(settings.max_message_bytes)
+        self.channel.open(self.end)
+        try:
+            self.process = start(settings.launch, self._loop, theirs, page_fd, self._on_exit)
+        except BaseException:
+            self.channel.close()
+            self.page.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(page_fd)
+        self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
+        self.end.start(pickle.dumps(settings.configuration(member.number)), *self._pool.encoded_worker)
+
+    # What the link tells
+
+    def on_ready(self) -> None:
+        self._timer.cancel()
+        self.was_ready = True
+        self._pool.member_ready(self.member)
+
+    def on_start_failed(self, body: bytes) -> None:
+        self.start_error = unpack_error(body, self._note())
+
+    def on_define(self, body: bytes) -> Key:
+        return define(body)
+
+    def on_done(self, size: int, count: int) -> None:
+        self.member.done += count
+        self._pool.tasks_ended(self.member, size, count)
+
+    def on_failed(self, parcel: Parcel, body: bytes) -> None:
+        self._pool.task_failed(self.member, parcel, unpack_error(body, self._note()))
+
+    def on_bye(self) -> None:
+        self.said_bye = True
+
+    def _note(self) -> str:
+        return f'raised in worker {self.member.number} (pid {self.process.pid}) of pool {self._pool.name!r}'
+
+    # Results
+
+    def _work(self, deadline: float) -> bool:
+        inbox = self._inbox
+        while inbox:
+            self._take_up(inbox.popleft()[2])
+            if time.monotonic() > deadline:
+                return bool(inbox)
+        return False
+
+    def _take_up(self, body: bytes) -> None:
+        self.member.results += 1
+        result_done = self._receipt(len(body))
+        try:
+            outcome = self._pool.process_message(decode(body), result_done)
+        except Exception:
+            _log.exception('a result of worker %d could not be processed', self.member.number)
+            end_result(result_done)
+        else:
+            if outcome is not None:
+                self._pool.follow(outcome, result_done)
+
+    def _receipt(self, size: int) -> Callable[[], None]:
+        '''Take up a result of `size` bytes; the returned function, called once, gives its credit back.'''
+        end, pool = self.end, self._pool
+        end.results.take(size)
+
+        def result_done() -> None:
+            nonlocal size
+            if size < 0:
+                raise ValueError('result_done() was called twice for one result')
+            end.result_done(size)
+            size = -1
+            if pool.draining:
+                pool.changed.set()
+
+        return result_done
+
+    @property
+    def results_pending(self) -> int:
+        return len(self._inbox) + self.end.results.used
+
+    # The end
+
+    def kill(self, fault: str = '') -> None:
+        self.fault = self.fault or fault
+        self.process.kill()
+
+    def _out_of_time(self) -> None:
+        self.kill(f'it was not ready after {self._pool.settings.start_timeout:g} s')
+
+    def _on_closed(self, error: ProtocolError | None) -> None:
+        if error:
+            _log.error('worker %d (pid %s) broke the protocol: %s', self.member.number, self.process.pid, error)
+            self.kill(f'it broke the protocol: {error}')
+        else:
+            self._loop.call_later(_EXIT_GRACE, self.kill, 'it closed its link and did not exit')
+
+    def _on_exit(self) -> None:
+        self._timer.cancel()
+        self.channel.read_to_end()
+        self.channel.work_soon()
+        self._pool.member_exited(self.member)
+
+    def owed(self) -> list[tuple[Parcel, bool]]:
+        '''What the process owes at its death, in the order sent, and whether each may have run.'''
+        taken_up = self.page.taken_up
+        parcels = [(parcel, ident <= taken_up) for ident, parcel in self.end.owed.items()]
+        self.end.owed.clear()
+        return parcels
+
+    def error(self, *, started: bool | None = None) -> WorkerDied | WorkerStartError:
+        '''What the process's end means.'''
+        number, process = self.member.number, self.process
+        died = WorkerDied(
+            number, process.pid, process.exitcode, started=started, reason=self.fault, stderr=process.stderr_end()
+        )
+        if self.was_ready:
+            return died
+        if self.start_error is None:
+            return WorkerStartError(number, process.pid, self.fault or died.how, process.stderr_end())
+        error = WorkerStartError(number, process.pid, f'_initialise failed with {self.start_error!r}')
+        error.__cause__ = self.start_error
+        return error
+
+
+class Member:
+    '''The pool's handle on one worker slot. It outlives restarts of its process. Use it on the pool's loop only.'''
+
+    def __init__(self, pool: 'Pool[Any, Any]', slot: Slot) -> None:
+        self.pool = pool
+        self.slot = slot
+        self.restarts = 0
+        self.done = 0
+        self.failed = 0
+        self.results = 0
+        self.state = 'new'
+        self.link: _Link | None = None
+        self._former: list[_Link] = []
+        '''Links of dead processes whose results are not all done.'''
+        self._restart: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f'<Member {self.number} of pool {self.pool.name!r}: {self.state}, pid {self.pid}>'
+
+    @property
+    def number(self) -> int:
+        '''The worker's number, from 0.'''
+        return self.slot.number
+
+    @property
+    def pid(self) -> int | None:
+        '''The process id of the worker; None where there is no process, or its pid is not known yet.'''
+        return self.link.process.pid if self.link else None
+
+    def statistics(self) -> MemberStatistics:
+        '''What the pool knows of this worker now.'''
+        window = self.slot.window
+        return MemberStatistics(
+            number=self.number,
+            state=self.state,
+            pid=self.pid,
+            restarts=self.restarts,
+            in_flight=window.used,
+            done=self.done,
+            failed=self.failed,
+            results=self.results,
+            results_pending=self.results_pending,
+            credits=max(0, window.limit - window.used),
+            bytes=window.bytes,
+            heartbeat=self.heartbeat_age(),
+        )
+
+    @property
+    def results_pending(self) -> int:
+        '''Results that have come from this worker, or from one that it replaced, and are not done.'''
+        self._former = [link for link in self._former if link.results_pending]
+        links = [*self._former, self.link] if self.link else self._former
+        return sum(link.results_pending for link in links)
+
+    def heartbeat_age(self) -> float | None:
+        '''Seconds since the worker's loop last turned; None before it has, and where there is no process.'''
+        beat = self.link.page.heartbeat if self.link else 0.0
+        return time.monotonic() - beat if beat else None
+
+    # For the pool
+
+    def start(self) -> None:
+        '''Start a process. OSError if the system can't.'''
+        self.state = 'starting'
+        self._restart = None
+        self.link = _Link(self)
+
+    def restart_later(self, delay: float, start: Callable[['Member'], None]) -> None:
+        self.state = 'restarting'
+        self._restart = self.pool.asyncio_loop.call_later(delay, start, self)
+
+    def cancel_restart(self) -> None:
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+
+    def send(self, parcel: Parcel) -> None:
+        '''Send a task whose permit is taken, or keep it until there is a worker.'''
+        if self.slot.open and self.link is not None:
+            self.link.end.send_task(parcel)
+        else:
+            self.slot.backlog.append(parcel)
+
+    def send_backlog(self) -> None:
+        '''Send what waited for the worker to be ready.'''
+        assert self.link is not None
+        while self.slot.backlog:
+            self.link.end.send_task(self.slot.backlog.popleft())
+
+    def pill(self) -> None:
+        '''Let the worker finish what was accepted and exit; a worker that is not ready has nothing to finish.'''
+        if self.link is None:
+            return
+        if self.state == 'ready':
+            self.link.end.pill()
+            self.state = 'stopping'
+        else:
+            self.link.kill('the pool was stopped')
+
+    def cancel(self) -> None:
+        '''Cancel every task of the worker.'''
+        if self.link is not None and self.link.was_ready:
+            self.link.end.cancel()
+
+    def kill(self, fault: str) -> None:
+        if self.link is not None:
+            self.link.kill(fault)
+
+    def bury(self) -> list[tuple[Parcel, bool]]:
+        '''The process has ended: let go of it, and return what it owed.'''
+        assert self.link is not None
+        owed = self.link.owed()
+        self.link.page.close()
+        self._former.append(self.link)
+        self.link = None
+        self.slot.open = False
+        self.state = 'stopped'
+        return owed
+
+
+def end_result(result_done: Callable[[], None]) -> None:
+    with contextlib.suppress(ValueError):
+        result_done()

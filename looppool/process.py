@@ -1,0 +1,308 @@
+'''Worker processes: three contexts to start them in, and one handle on each.
+
+1. `start` gives a `Process` at once; its pid may come later. Whatever the context, the child gets three descriptors
+   (link, status page, stderr) and learns the rest over the link.
+2. A script is never run a second time in a child: nothing of the parent's ``__main__`` is imported there.
+3. The exit is watched by a descriptor on the loop (pidfd, or the fork server's report), or where there is no pidfd by
+   a thread that waits for it. No signal handler and no ``waitpid(-1)``: the application's own children are its own.
+4. What the worker writes to stderr is passed on to the parent's stderr; the end of it is kept for the errors.
+'''
+
+import asyncio
+import atexit
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from . import child
+from .forkserver import REPORT, ForkServer
+
+__all__ = ['CONTEXTS', 'Launch', 'Process', 'close_fork_servers', 'default_context', 'start']
+
+CONTEXTS: Final = ('fork', 'forkserver', 'spawn')
+_STDERR_KEPT: Final = 4096
+'''How much of the end of stderr is kept, in bytes: a Python traceback of some depth.'''
+
+
+def default_context() -> str:
+    '''``forkserver`` where there is fork, as it starts fast and copies no threads; else ``spawn``.'''
+    return 'forkserver' if hasattr(os, 'fork') else 'spawn'
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    '''How to start the processes of a pool.
+
+    :param context: ``'fork'``, ``'forkserver'`` or ``'spawn'``.
+    :param env: environment variables (name, value) to set in the workers, on top of the parent's.
+    :param cwd: their working directory; None for the parent's.
+    :param path: folders to put in front of their ``sys.path``.
+    :param preload: modules for the fork server to import before it forks.
+    :param executable: the Python interpreter to start (``spawn`` only); it must be able to import looppool.
+    '''
+
+    context: str
+    env: tuple[tuple[str, str], ...] = ()
+    cwd: str | None = None
+    path: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    executable: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.context not in CONTEXTS:
+            raise ValueError(f'context has to be one of {", ".join(CONTEXTS)}, not {self.context!r}')
+        if self.executable is not None and self.context != 'spawn':
+            raise ValueError(f"executable needs context='spawn': a {self.context} child runs the interpreter it copies")
+        if self.preload and self.context != 'forkserver':
+            raise ValueError("preload needs context='forkserver'")
+
+    def sys_path(self) -> list[str]:
+        return [*self.path, *(p for p in sys.path if p not in self.path)]
+
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, **dict(self.env)}
+
+
+class Process:
+    '''One worker process. All methods belong to the loop's thread.
+
+    :ivar pid: None until it is known.
+    :ivar exitcode: as in `subprocess`, negative for a signal; None while it runs, and when nobody could tell.
+    :ivar ended: whether the process is gone.
+    '''
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stderr: int, on_exit: Callable[[], None]) -> None:
+        self.pid: int | None = None
+        self.exitcode: int | None = None
+        self.ended = False
+        self._loop = loop
+        self._on_exit = on_exit
+        self._kill_wanted = False
+        self._stderr_fd = stderr
+        self._stderr: deque[bytes] = deque()
+        os.set_blocking(stderr, False)
+        loop.add_reader(stderr, self._relay_stderr)
+
+    def kill(self) -> None:
+        '''Send SIGKILL, now or as soon as the pid is known. A process that has ended is left alone.'''
+        if self.ended:
+            return
+        self._kill_wanted = True
+        if self.pid is not None:
+            # With the fork server the pid may be reaped, and in theory reused, between its report and our reading it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def stderr_end(self) -> str:
+        '''The last that the process wrote to stderr.'''
+        return b''.join(self._stderr)[-_STDERR_KEPT:].decode(errors='replace').strip()
+
+    def _started(self, pid: int) -> None:
+        self.pid = pid
+        if self._kill_wanted:
+            self.kill()
+
+    def _ended(self, exitcode: int | None) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.exitcode = exitcode
+        self._loop.remove_reader(self._stderr_fd)
+        while self._relay_stderr():
+            pass
+        os.close(self._stderr_fd)
+        self._on_exit()
+
+    def _relay_stderr(self) -> bool:
+        '''Pass on what there is; return whether there can be more.'''
+        try:
+            data = os.read(self._stderr_fd, 65536)
+        except OSError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._stderr_fd)
+            return False
+        self._stderr.append(data)
+        while len(self._stderr) > 1 and sum(map(len, self._stderr)) - len(self._stderr[0]) >= _STDERR_KEPT:
+            self._stderr.popleft()
+        with contextlib.suppress(OSError):
+            os.write(2, data)
+        return True
+
+
+def start(
+    launch: Launch, loop: asyncio.AbstractEventLoop, link: socket.socket, page: int, on_exit: Callable[[], None]
+) -> Process:
+    '''Start a worker process.
+
+    :param link: the child's end of the link; the caller closes it afterwards, and `page` too.
+    :param page: the descriptor of the status page.
+    :param on_exit: called once, on the loop, when the process is gone.
+    :raises OSError: the system could not start one.
+    '''
+    ours, theirs = os.pipe()
+    process = Process(loop, ours, on_exit)
+    try:
+        _STARTERS[launch.context](launch, process, (link.fileno(), page, theirs))
+    except BaseException:
+        process._on_exit = lambda: None
+        process._ended(None)
+        raise
+    finally:
+        os.close(theirs)
+    return process
+
+
+Descriptors = tuple[int, int, int]
+
+
+def _start_fork(launch: Launch, process: Process, fds: Descriptors) -> None:
+    from .worker import main
+
+    parent = os.getpid()
+    child.prepare_fork()
+    with child.stop_signals_blocked():
+        pid = os.fork()
+        if not pid:
+            asyncio._set_running_loop(None)
+            main(*fds, parent)
+    _watch_child(process, pid, lambda: _reap(pid))
+
+
+def _start_spawn(launch: Launch, process: Process, fds: Descriptors) -> None:
+    options = [*fds, os.getpid()]
+    if launch.executable is None:
+        setup, arguments = 'sys.path[:] = json.loads(sys.argv[2])', [json.dumps(launch.sys_path())]
+    else:
+        setup, arguments = f'sys.path.append({_package_root()!r})', []
+    code = f'import sys, json; {setup}; from looppool.worker import main; main(*json.loads(sys.argv[1]))'
+    flags = child.interpreter_flags() if launch.executable is None else []
+    with child.stop_signals_blocked():
+        popen = subprocess.Popen(
+            [launch.executable or sys.executable, *flags, '-c', code, json.dumps(options), *arguments],
+            env=launch.environ(),
+            cwd=launch.cwd,
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+        )
+    _watch_child(process, popen.pid, popen.wait)
+
+
+def _package_root() -> str:
+    '''The folder that holds the package looppool.'''
+    spec = importlib.util.find_spec('looppool')
+    assert spec is not None and spec.origin is not None
+    return os.path.dirname(os.path.dirname(spec.origin))
+
+
+def _start_forkserver(launch: Launch, process: Process, fds: Descriptors) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        try:
+            _fork_server(launch).fork(*fds, theirs.fileno())
+        except OSError:
+            # The server died since it was last used; `_fork_server` sees that now and starts another.
+            _fork_server(launch).fork(*fds, theirs.fileno())
+    process._loop.add_reader(ours, _on_report, process, ours)
+
+
+_STARTERS: Final = {'fork': _start_fork, 'forkserver': _start_forkserver, 'spawn': _start_spawn}
+
+
+def _on_report(process: Process, report: socket.socket) -> None:
+    try:
+        data = report.recv(REPORT.size)
+    except BlockingIOError:
+        return
+    except OSError:
+        data = b''
+    if data and process.pid is None:
+        process._started(REPORT.unpack(data)[0])
+        return
+    process._loop.remove_reader(report)
+    report.close()
+    # Without a report the server died, and the kernel has killed its children.
+    process._ended(REPORT.unpack(data)[0] if data else -signal.SIGKILL)
+
+
+def _reap(pid: int) -> int | None:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None  # Somebody else in this process has waited for it.
+
+
+def _watch_child(process: Process, pid: int, wait: Callable[[], int | None]) -> None:
+    '''Have `process` told when the direct child `pid` ends; `wait` reaps it.'''
+    process._started(pid)
+    loop = process._loop
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        _watch_in_thread(process, pid, wait)
+        return
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        process._ended(wait())
+
+    loop.add_reader(pidfd, ended)
+
+
+def _watch_in_thread(process: Process, pid: int, wait: Callable[[], int | None]) -> None:
+    def watch() -> None:
+        code = wait()
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to be told.
+            process._loop.call_soon_threadsafe(process._ended, code)
+
+    threading.Thread(target=watch, name=f'looppool-wait-{pid}', daemon=True).start()
+
+
+# Fork servers, one for each set of options, shared by the pools of this process
+
+_servers: Final[dict[Launch, ForkServer]] = {}
+_servers_lock = threading.Lock()
+
+
+def _fork_server(launch: Launch) -> ForkServer:
+    with _servers_lock:
+        server = _servers.get(launch)
+        if server is None or not server.alive:
+            options = {'sys_path': launch.sys_path(), 'preload': launch.preload}
+            server = _servers[launch] = ForkServer(options, launch.environ(), launch.cwd)
+        return server
+
+
+def close_fork_servers() -> None:
+    '''End the fork servers of this process, and the workers that they forked. New pools start new ones.'''
+    with _servers_lock:
+        for server in _servers.values():
+            server.close()
+        _servers.clear()
+
+
+def _forget_fork_servers() -> None:
+    for server in _servers.values():
+        server.forget()
+    _servers.clear()
+
+
+def fork_server_pids() -> Iterator[int]:
+    '''The pids of the fork servers that wait for pools of this process.'''
+    return (server.pid for server in _servers.values() if server.alive)
+
+
+atexit.register(close_fork_servers)
+os.register_at_fork(after_in_child=_forget_fork_servers)

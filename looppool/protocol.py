@@ -1,0 +1,392 @@
+'''One link's state, without any I/O: bytes in → handler calls, calls → bytes out.
+
+1. A link has two ends, `PoolEnd` and `WorkerEnd`. Both have the same verbs: `receive_data` takes bytes from the
+   transport, `data_to_send` gives the bytes to write, and `wake` is called when there is something to write again.
+2. A frame that its sender may not send in the present state is a `ProtocolError`; `_LEGAL` is the whole table.
+3. Task ids start at 1 and increase by one. Each task ends once: DONE (ids in batches) or FAILED. An id answered twice
+   or never given is a `ProtocolError`.
+4. A `Window` bounds what is under way in each direction, in messages and in bytes. The pool's end of the result window
+   only counts; the worker's end holds the permits and gets them back by CREDIT, in batches.
+5. A definition travels once per link, ahead of the first message that needs it.
+6. Credit, pill and cancel are handled when they are received; tasks and results are handed on through `deliver`, in
+   order, to be taken up when their receiver has time. Nobody ever stops reading.
+'''
+
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, NamedTuple, Protocol
+
+from .codec import Definition, Key
+from .errors import ProtocolError
+from .frames import MAX_BODY, Frame, Parser, check_size, pack_header
+
+__all__ = ['Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Window', 'WorkerEnd', 'WorkerHandler']
+
+
+class Kind(IntEnum):
+    '''What a frame is. The pool sends the first group, the worker the last, both the middle one.'''
+
+    CONFIGURE = 1
+    '''How to set up the process, before anything of the user is imported.'''
+    START = 2
+    '''The worker's class and options.'''
+    TASK = 3
+    CREDIT = 4
+    '''id: how many results are done; body: how many bytes they took.'''
+    PILL = 5
+    CANCEL = 6
+    DEFINE = 16
+    READY = 32
+    START_FAILED = 33
+    RESULT = 34
+    DONE = 35
+    '''body: the ids of the tasks that are done.'''
+    FAILED = 36
+    BYE = 37
+    '''The worker has finalised and sends nothing more.'''
+
+
+class State(IntEnum):
+    '''How far a link has come; `_LEGAL` says what may be received in which state.'''
+
+    NEW = 0
+    STARTING = 1
+    READY = 2
+    STOPPING = 3
+    ENDED = 4
+
+
+_LEGAL: Final[dict[Kind, tuple[State, ...]]] = {
+    Kind.CONFIGURE: (State.NEW,),
+    Kind.START: (State.STARTING,),
+    Kind.TASK: (State.READY,),
+    # These two may cross the worker's BYE.
+    Kind.CREDIT: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.CANCEL: (State.READY, State.STOPPING, State.ENDED),
+    Kind.PILL: (State.READY,),
+    Kind.DEFINE: (State.STARTING, State.READY, State.STOPPING),
+    Kind.READY: (State.STARTING,),
+    Kind.START_FAILED: (State.STARTING,),
+    Kind.RESULT: (State.STARTING, State.READY, State.STOPPING),
+    Kind.DONE: (State.READY, State.STOPPING),
+    Kind.FAILED: (State.READY, State.STOPPING),
+    Kind.BYE: (State.STOPPING,),
+}
+
+# Plain ints pack faster than members of an IntEnum.
+_RESULT: Final = int(Kind.RESULT)
+_TASK: Final = int(Kind.TASK)
+_NO_DEFINITIONS: Final[tuple[Definition, ...]] = ()
+_BYTES: Final = struct.Struct('<Q')
+
+
+class Window:
+    '''A bounded semaphore that counts messages and bytes. One message larger than the window passes alone.'''
+
+    __slots__ = ('bytes', 'limit', 'max_bytes', 'used')
+
+    def __init__(self, limit: int, max_bytes: int) -> None:
+        self.limit = limit
+        self.max_bytes = max_bytes
+        self.used = 0
+        self.bytes = 0
+
+    def admits(self, size: int) -> bool:
+        return self.used < self.limit and (self.bytes + size <= self.max_bytes or not self.used)
+
+    def take(self, size: int) -> None:
+        self.used += 1
+        self.bytes += size
+
+    def give(self, size: int, count: int = 1) -> None:
+        if count > self.used or size > self.bytes:
+            raise ValueError('a permit was given back that nobody holds')
+        self.used -= count
+        self.bytes -= size
+
+
+class Parcel(NamedTuple):
+    '''A pickled task on its way, with what has to be known to send it again.'''
+
+    data: bytes
+    needs: tuple[Definition, ...] = _NO_DEFINITIONS
+    number: int | None = None
+    '''The worker that it is addressed to.'''
+    retain: object = None
+    '''The key of a retained broadcast.'''
+    retries: int = 0
+    '''How often it may still be run again after it may have run.'''
+
+
+class PoolHandler(Protocol):
+    '''What a `PoolEnd` calls.'''
+
+    def on_ready(self) -> None: ...
+    def on_start_failed(self, body: bytes) -> None: ...
+    def on_define(self, body: bytes) -> Key: ...
+    def on_done(self, size: int, count: int) -> None: ...
+    def on_failed(self, parcel: Parcel, body: bytes) -> None: ...
+    def on_bye(self) -> None: ...
+
+
+class WorkerHandler(Protocol):
+    '''What a `WorkerEnd` calls.'''
+
+    def on_configure(self, body: bytes) -> None: ...
+    def on_define(self, body: bytes) -> Key: ...
+    def on_start(self, body: bytes) -> None: ...
+    def on_credit(self) -> None: ...
+    def on_pill(self) -> None: ...
+    def on_cancel(self) -> None: ...
+
+
+class _End:
+    '''What both ends have in common.'''
+
+    _hot: Kind
+    '''The kind that is handed on through `deliver`.'''
+
+    def __init__(self, deliver: Callable[[Frame], None], wake: Callable[[], None]) -> None:
+        self.max_body = MAX_BODY
+        self._deliver = deliver
+        self._wake = wake
+        self._parser = Parser()
+        self._out: list[bytes] = []
+        self._known: set[Key] = set()
+        self._table: dict[int, Callable[[int, bytes], None]] = {}
+        self._enter(State.NEW)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        # No frame has a negative kind: nothing is handed on where the table does not allow it.
+        self._handed_on = int(self._hot) if state in _LEGAL[self._hot] else -1
+
+    def limit_bodies(self, max_body: int) -> None:
+        '''Set the cap on a body, for both directions, in bytes.'''
+        self.max_body = self._parser.max_body = max_body
+
+    def receive_data(self, data: bytes) -> None:
+        '''Take bytes from the transport; raise `ProtocolError` if they are not what they have to be.'''
+        deliver = self._deliver
+        for frame in self._parser.feed(data):
+            if frame[0] == self._handed_on:
+                deliver(frame)
+            else:
+                self._control(*frame)
+        if self._parser.error:
+            raise self._parser.error
+
+    def _control(self, kind: int, ident: int, body: bytes) -> None:
+        handle = self._table.get(kind)
+        if handle is None or self.state not in _LEGAL[Kind(kind)]:
+            raise ProtocolError(f'a frame of kind {kind} came in state {self.state.name}')
+        handle(ident, body)
+
+    def data_to_send(self) -> bytes:
+        '''The bytes to write now; they count as sent.'''
+        self._send_owing()
+        data = b''.join(self._out)
+        self._out.clear()
+        return data
+
+    def _send_owing(self) -> None:
+        '''Send what was held back to leave in one frame.'''
+        raise NotImplementedError
+
+    def _send(self, kind: int, ident: int = 0, body: bytes = b'') -> None:
+        if not self._out:
+            self._wake()
+        self._append(kind, ident, body)
+
+    def _append(self, kind: int, ident: int, body: bytes) -> None:
+        self._out.append(pack_header(len(body), kind, ident))
+        self._out.append(body)
+
+    def _send_definitions(self, needs: tuple[Definition, ...]) -> None:
+        for key, body in needs:
+            if key not in self._known:
+                check_size(len(body), self.max_body)
+                self._known.add(key)
+                self._send(Kind.DEFINE, 0, body)
+
+
+class PoolEnd(_End):
+    '''The pool's end of a link.
+
+    :ivar owed: the tasks that were sent and have not ended, by id, in the order sent.
+    :ivar results: the results that were taken up and are not done.
+    '''
+
+    _hot = Kind.RESULT
+
+    def __init__(
+        self,
+        handler: PoolHandler,
+        deliver: Callable[[Frame], None],
+        wake: Callable[[], None],
+        results: Window,
+    ) -> None:
+        super().__init__(deliver, wake)
+        self.owed: dict[int, Parcel] = {}
+        self.results = results
+        self._handler = handler
+        self._last_id = 0
+        self._credits = 0
+        self._credit_bytes = 0
+        self._table = {
+            Kind.DEFINE: lambda _, body: self._known.add(handler.on_define(body)),
+            Kind.READY: self._on_ready,
+            Kind.START_FAILED: lambda _, body: handler.on_start_failed(body),
+            Kind.DONE: self._on_done,
+            Kind.FAILED: self._on_failed,
+            Kind.BYE: self._on_bye,
+        }
+
+    def start(self, configuration: bytes, worker: bytes, needs: tuple[Definition, ...]) -> None:
+        '''Send all that the worker needs to become ready.'''
+        self._enter(State.STARTING)
+        self._send(Kind.CONFIGURE, 0, configuration)
+        self._send_definitions(needs)
+        self._send(Kind.START, 0, worker)
+
+    def send_task(self, parcel: Parcel) -> int:
+        '''Send a task; return its id. The caller holds its permit.'''
+        if parcel.needs:
+            self._send_definitions(parcel.needs)
+        self._last_id = ident = self._last_id + 1
+        self.owed[ident] = parcel
+        out = self._out
+        if not out:
+            self._wake()
+        out.append(pack_header(len(parcel.data), _TASK, ident))
+        out.append(parcel.data)
+        return ident
+
+    def pill(self) -> None:
+        '''Send the last message: finish what was accepted, then exit.'''
+        self._send(Kind.PILL)
+        self._enter(State.STOPPING)
+
+    def cancel(self) -> None:
+        '''Cancel every task of the worker.'''
+        self._send(Kind.CANCEL)
+
+    def result_done(self, size: int) -> None:
+        '''Give back the permit of a result of `size` bytes; ValueError if none is out.'''
+        self.results.give(size)
+        if not self._credits:
+            self._wake()
+        self._credits += 1
+        self._credit_bytes += size
+
+    def _send_owing(self) -> None:
+        if self._credits:
+            self._append(Kind.CREDIT, self._credits, _BYTES.pack(self._credit_bytes))
+            self._credits = self._credit_bytes = 0
+
+    def _on_ready(self, _ident: int, _body: bytes) -> None:
+        self._enter(State.READY)
+        self._handler.on_ready()
+
+    def _on_done(self, _ident: int, body: bytes) -> None:
+        count, rest = divmod(len(body), 8)
+        owed, size = self.owed, 0
+        try:
+            if rest:
+                raise ProtocolError(f'a list of ids takes {len(body)} bytes, no multiple of 8')
+            for ident in struct.unpack(f'<{count}Q', body):
+                size += len(owed.pop(ident).data)
+        except KeyError as error:
+            raise ProtocolError(f'task {error} was answered, but it is not owed') from None
+        self._handler.on_done(size, count)
+
+    def _on_failed(self, ident: int, body: bytes) -> None:
+        parcel = self.owed.pop(ident, None)
+        if parcel is None:
+            raise ProtocolError(f'task {ident} was answered, but it is not owed')
+        self._handler.on_failed(parcel, body)
+
+    def _on_bye(self, _ident: int, _body: bytes) -> None:
+        self._enter(State.ENDED)
+        self._handler.on_bye()
+
+
+class WorkerEnd(_End):
+    '''The worker's end of a link.
+
+    :ivar results: the window of results; its permits are held from `send_result` to the pool's credit.
+    '''
+
+    _hot = Kind.TASK
+
+    def __init__(self, handler: WorkerHandler, deliver: Callable[[Frame], None], wake: Callable[[], None]) -> None:
+        super().__init__(deliver, wake)
+        self.results = Window(1, 1)
+        self._handler = handler
+        self._last_id = 0
+        self._done: list[int] = []
+        self._table = {
+            Kind.CONFIGURE: self._on_configure,
+            Kind.DEFINE: lambda _, body: self._known.add(handler.on_define(body)),
+            Kind.START: lambda _, body: handler.on_start(body),
+            Kind.CREDIT: self._on_credit,
+            Kind.PILL: self._on_pill,
+            Kind.CANCEL: lambda _, body: handler.on_cancel(),
+        }
+
+    def ready(self) -> None:
+        self._send(Kind.READY)
+        self._enter(State.READY)
+
+    def start_failed(self, body: bytes, needs: tuple[Definition, ...]) -> None:
+        self._send_definitions(needs)
+        self._send(Kind.START_FAILED, 0, body)
+
+    def send_result(self, body: bytes, needs: tuple[Definition, ...]) -> None:
+        '''Send a result and take its permit, whether or not the window admits it.'''
+        check_size(len(body), self.max_body)
+        if needs:
+            self._send_definitions(needs)
+        self.results.take(len(body))
+        out = self._out
+        if not out:
+            self._wake()
+        out.append(pack_header(len(body), _RESULT, 0))
+        out.append(body)
+
+    def done(self, ident: int) -> None:
+        '''The task is done; its id leaves with the next write, behind the results that were put before.'''
+        if not self._done:
+            self._wake()
+        self._done.append(ident)
+
+    def failed(self, ident: int, body: bytes, needs: tuple[Definition, ...]) -> None:
+        self._send_definitions(needs)
+        self._send(Kind.FAILED, ident, body)
+
+    def bye(self) -> None:
+        self._send_owing()
+        self._send(Kind.BYE)
+        self._enter(State.ENDED)
+
+    def _send_owing(self) -> None:
+        if self._done:
+            self._append(Kind.DONE, 0, struct.pack(f'<{len(self._done)}Q', *self._done))
+            self._done.clear()
+
+    def _on_configure(self, _ident: int, body: bytes) -> None:
+        self._enter(State.STARTING)
+        self._handler.on_configure(body)
+
+    def _on_credit(self, count: int, body: bytes) -> None:
+        try:
+            (size,) = _BYTES.unpack(body)
+            self.results.give(size, count)
+        except (ValueError, struct.error) as error:
+            raise ProtocolError(f'bad credit: {error}') from None
+        self._handler.on_credit()
+
+    def _on_pill(self, _ident: int, _body: bytes) -> None:
+        self._enter(State.STOPPING)
+        self._handler.on_pill()

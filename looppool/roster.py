@@ -1,0 +1,265 @@
+'''The pool's decisions: who gets what, who owes what, and when to give up. No socket, clock or asyncio.
+
+1. A `Slot` is one place for a worker. Its window bounds what was accepted for it: the permit is taken when a message is
+   accepted, kept while the message waits in the slot's backlog or is under way, and given back when it ends.
+2. An open slot has a worker that takes tasks. Messages to a slot that is not open wait in its backlog, in order.
+3. Round robin is strict: n messages reach n slots. The slot whose turn it is may be full; then the message waits for
+   it, or `Full` is raised, and the turn stays. Only slots that are not open are passed over, if any is open.
+4. Waiters for a permit are served first come, first served. Nobody overtakes a waiter for the same slot.
+5. When a worker dies, what had not started moves to another open slot with room; what was addressed, or finds no room,
+   waits for the replacement. What may have run fails, unless it may be run again.
+6. A retained broadcast is kept, the last one for each key. A replacement gets them all, the oldest first, ahead of
+   everything else; so a copy that died with its worker is not sent again.
+'''
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from .protocol import Parcel, Window
+
+__all__ = ['DISTRIBUTIONS', 'RestartBudget', 'Roster', 'Slot', 'Waiter']
+
+DISTRIBUTIONS: Final = ('round_robin', 'least_loaded')
+
+
+class Waiter:
+    '''Somebody who waits for a permit.
+
+    :param number: the slot it has to be, or None.
+    :param size: bytes of the message.
+    :param grant: called once `slot` is set and the permit taken.
+    :param refuse: called with an error when there will be no permit any more.
+    '''
+
+    __slots__ = ('cancelled', 'grant', 'number', 'refuse', 'size', 'slot', 'ticket')
+
+    def __init__(
+        self, number: int | None, size: int, grant: Callable[[], None], refuse: Callable[[Exception], None]
+    ) -> None:
+        self.number = number
+        self.size = size
+        self.grant = grant
+        self.refuse = refuse
+        self.slot: Slot | None = None
+        self.cancelled = False
+        self.ticket = 0
+
+
+class Slot:
+    '''One place for a worker.
+
+    :ivar number: from 0.
+    :ivar open: whether its worker takes tasks now.
+    :ivar window: what was accepted for it and has not ended.
+    :ivar backlog: accepted, but not sent.
+    '''
+
+    def __init__(self, number: int, window: Window) -> None:
+        self.number = number
+        self.window = window
+        self.open = False
+        self.backlog: deque[Parcel] = deque()
+        self.waiters: deque[Waiter] = deque()
+
+
+class RestartBudget:
+    '''More than `limit` restarts within `window` seconds are too many.'''
+
+    FIRST_DELAY: Final = 0.05
+    '''Seconds before the second restart in a window; it doubles with each further one. The first is at once.'''
+    LONGEST_DELAY: Final = 5.0
+
+    def __init__(self, limit: int, window: float) -> None:
+        self.limit = limit
+        self.window = window
+        self._times: deque[float] = deque()
+
+    def spend(self, now: float) -> float | None:
+        '''Ask for a restart at the time `now`: how long to wait first, in seconds, or None if there is none left.'''
+        times = self._times
+        while times and now - times[0] > self.window:
+            times.popleft()
+        if len(times) >= self.limit:
+            return None
+        times.append(now)
+        recent = len(times) - 1
+        return min(self.FIRST_DELAY * 2 ** (recent - 1), self.LONGEST_DELAY) if recent else 0.0
+
+
+class Roster:
+    '''The slots of a pool, and the messages that wait for them.
+
+    :param slots: the slots.
+    :param distribution: one of `DISTRIBUTIONS`.
+    '''
+
+    def __init__(self, slots: list[Slot], distribution: str) -> None:
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f'distribution has to be one of {", ".join(DISTRIBUTIONS)}, not {distribution!r}')
+        self.slots = slots
+        self.retained: dict[object, Parcel] = {}
+        self._waiters: deque[Waiter] = deque()
+        '''Those to whom any slot will do.'''
+        self._tickets = 0
+        self._turn = 0
+        self._candidate = self._next_in_turn if distribution == 'round_robin' else self._least_loaded
+
+    # Choosing
+
+    def claim(self, size: int, number: int | None = None) -> Slot | None:
+        '''Take a permit for a message of `size` bytes, to the slot `number` if given; None if there is none now.'''
+        if number is None:
+            if self._waiters:
+                return None
+            slot = self._candidate()
+        else:
+            slot = self.slots[number]
+        if slot.waiters or not slot.window.admits(size):
+            return None
+        self._take(slot, size, number)
+        return slot
+
+    def _take(self, slot: Slot, size: int, number: int | None) -> None:
+        slot.window.take(size)
+        if number is None:
+            self._turn = (slot.number + 1) % len(self.slots)
+
+    def _next_in_turn(self) -> Slot:
+        slots, turn = self.slots, self._turn
+        slot = slots[turn]
+        if slot.open:
+            return slot
+        return next((s for s in self._from(turn) if s.open), slot)
+
+    def _least_loaded(self) -> Slot:
+        candidates = [slot for slot in self._from(self._turn) if slot.open] or self.slots
+        return min(candidates, key=lambda slot: slot.window.used)
+
+    def _from(self, turn: int) -> Iterator[Slot]:
+        yield from self.slots[turn:]
+        yield from self.slots[:turn]
+
+    # Waiting
+
+    @property
+    def waiting(self) -> int:
+        '''How many wait for a permit.'''
+        queues = [self._waiters, *(slot.waiters for slot in self.slots)]
+        return sum(not waiter.cancelled for queue in queues for waiter in queue)
+
+    def wait(self, waiter: Waiter) -> None:
+        '''Put a waiter in line; it is granted at once if there is a permit.'''
+        self._tickets += 1
+        waiter.ticket = self._tickets
+        queue = self._waiters if waiter.number is None else self.slots[waiter.number].waiters
+        queue.append(waiter)
+        self.serve(self.slots[waiter.number] if waiter.number is not None else self._candidate())
+
+    def leave(self, waiter: Waiter) -> None:
+        '''A waiter gives up: it leaves the line, or gives back the permit that it got.'''
+        waiter.cancelled = True
+        if waiter.slot is not None:
+            self.release(waiter.slot, waiter.size)
+        else:
+            # It may have been at the head and so have kept others waiting.
+            for slot in self.slots:
+                self.serve(slot)
+
+    def release(self, slot: Slot, size: int, count: int = 1) -> None:
+        '''Give back the permits of `count` messages of `size` bytes in all.'''
+        slot.window.give(size, count)
+        if self._waiters or slot.waiters:
+            self.serve(slot)
+
+    def serve(self, slot: Slot) -> None:
+        '''Grant what can be granted after a change at `slot`.'''
+        while True:
+            waiter = self._first_in_line(slot)
+            if waiter is None:
+                return
+            target = slot if waiter.number is not None else self._candidate()
+            ahead = _head(target.waiters)
+            if not target.window.admits(waiter.size) or (ahead and ahead.ticket < waiter.ticket):
+                return
+            (self._waiters if waiter.number is None else slot.waiters).popleft()
+            self._take(target, waiter.size, waiter.number)
+            waiter.slot = target
+            waiter.grant()
+
+    def _first_in_line(self, slot: Slot) -> Waiter | None:
+        '''Who came first of those who wait for `slot` and those who wait for any.'''
+        addressed, any_slot = _head(slot.waiters), _head(self._waiters)
+        if addressed is None or any_slot is None:
+            return addressed or any_slot
+        # Whoever waits for any slot competes for this one only when it is this one's turn.
+        if self._candidate() is slot and slot.window.admits(any_slot.size):
+            return min(addressed, any_slot, key=lambda waiter: waiter.ticket)
+        return addressed if slot.window.admits(addressed.size) else any_slot
+
+    def dismiss_waiters(self, error: Exception) -> None:
+        '''Refuse everybody who stands in line.'''
+        for queue in [self._waiters, *(slot.waiters for slot in self.slots)]:
+            for waiter in queue:
+                waiter.refuse(error)
+            queue.clear()
+
+    # Death and replacement
+
+    def bury(self, slot: Slot, owed: Iterable[tuple[Parcel, bool]]) -> tuple[list[Parcel], list[Slot]]:
+        '''The worker of `slot` died, owing `owed`: parcels in the order sent, and whether each may have run.
+
+        :returns: the parcels that have failed, and the slots whose backlogs have got something.
+        '''
+        slot.open = False
+        failed, stays, moved_to = [], [], []
+        for parcel, started in owed:
+            heir = None
+            if parcel.retain is not None:
+                self.release(slot, len(parcel.data))
+            elif started and not parcel.retries:
+                failed.append(parcel)
+                self.release(slot, len(parcel.data))
+            else:
+                if started:
+                    parcel = parcel._replace(retries=parcel.retries - 1)
+                heir = self._heir(parcel)
+                if heir is None:
+                    stays.append(parcel)
+                else:
+                    self.release(slot, len(parcel.data))
+                    heir.backlog.append(parcel)
+                    moved_to.append(heir)
+        slot.backlog.extendleft(reversed(stays))
+        return failed, moved_to
+
+    def _heir(self, parcel: Parcel) -> Slot | None:
+        '''An open slot with room for a parcel of a dead worker; its permit is taken.'''
+        if parcel.number is not None:
+            return None
+        size = len(parcel.data)
+        heir = next((s for s in self._from(self._turn) if s.open and s.window.admits(size) and not s.waiters), None)
+        if heir is not None:
+            self._take(heir, size, None)
+        return heir
+
+    def open(self, slot: Slot) -> None:
+        '''The worker of `slot` is ready: what was retained comes first, then what waited for it.'''
+        slot.open = True
+        for parcel in self.retained.values():
+            # They come on top of the window: it may be full of what waited for this worker.
+            slot.window.take(len(parcel.data))
+        slot.backlog.extendleft(reversed(self.retained.values()))
+        for other in self.slots:
+            self.serve(other)
+
+    def retain(self, parcel: Parcel) -> None:
+        '''Keep a broadcast for those who start later, as the newest.'''
+        self.retained.pop(parcel.retain, None)
+        self.retained[parcel.retain] = parcel
+
+
+def _head(queue: deque[Waiter]) -> Waiter | None:
+    while queue and queue[0].cancelled:
+        queue.popleft()
+    return queue[0] if queue else None

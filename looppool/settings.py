@@ -1,0 +1,135 @@
+'''A pool's parameters: checked, with their defaults filled in, and what follows from them for one worker.'''
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from .frames import MAX_BODY
+from .process import Launch, default_context
+from .worker import Worker
+
+__all__ = ['Settings']
+
+_HEARTBEAT: Final = 1.0
+'''Seconds between heartbeats, where no setting wants them more often.'''
+_BEATS: Final = 4
+'''Heartbeats within the shortest time that a setting wants noticed.'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    '''The parameters of `Pool`, which documents them. ValueError and TypeError name the one that is wrong.'''
+
+    worker_class: type[Worker[Any, Any]]
+    pool_size: int
+    max_tasks: int
+    max_results: int
+    max_bytes: int
+    max_message_bytes: int
+    name: str
+    retries: int
+    max_restarts: int
+    restart_window: float
+    concurrency: int | None
+    start_timeout: float
+    stop_timeout: float | None
+    blocking_threshold: float | None
+    heartbeat_timeout: float | None
+    launch: Launch
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.worker_class, type) and issubclass(self.worker_class, Worker)):
+            raise TypeError(f'worker_class has to be a subclass of looppool.Worker, not {self.worker_class!r}')
+        for name in ('pool_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency'):
+            self._check_whole(name, 1)
+        for name in ('retries', 'max_restarts'):
+            self._check_whole(name, 0)
+        for name in ('restart_window', 'start_timeout', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout'):
+            self._check_seconds(name)
+        if self.max_message_bytes > MAX_BODY:
+            raise ValueError(f'max_message_bytes has to be at most {MAX_BODY:,}')
+
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if name == 'concurrency' and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f'{name} has to be a whole number of at least {least}, not {value!r}')
+
+    def _check_seconds(self, name: str) -> None:
+        value = getattr(self, name)
+        may_be_none = name in ('stop_timeout', 'blocking_threshold', 'heartbeat_timeout')
+        if value is None and may_be_none:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f'{name} has to be a positive number of seconds{" or None" * may_be_none}, not {value!r}')
+
+    @property
+    def task_window(self) -> int:
+        '''A worker's share of `max_tasks`.'''
+        return max(1, self.max_tasks // self.pool_size)
+
+    @property
+    def result_window(self) -> int:
+        '''A worker's share of `max_results`.'''
+        return max(1, self.max_results // self.pool_size)
+
+    @property
+    def window_bytes(self) -> int:
+        '''A worker's share of `max_bytes`.'''
+        return max(1, self.max_bytes // self.pool_size)
+
+    @property
+    def heartbeat(self) -> float:
+        '''Seconds between a worker's heartbeats.'''
+        wanted = [limit / _BEATS for limit in (self.blocking_threshold, self.heartbeat_timeout) if limit]
+        return min(_HEARTBEAT, *wanted) if wanted else _HEARTBEAT
+
+    def configuration(self, number: int) -> dict[str, Any]:
+        '''What worker `number` is told before anything of the user is imported.'''
+        launch = self.launch
+        return {
+            'number': number,
+            'pool': self.name,
+            # Another interpreter has packages of its own.
+            'sys_path': launch.sys_path() if launch.executable is None else None,
+            'path': launch.path,
+            'environ': launch.environ(),
+            'cwd': launch.cwd or os.getcwd(),
+            'concurrency': self.concurrency or self.task_window,
+            'results': self.result_window,
+            'result_bytes': self.window_bytes,
+            'max_body': self.max_message_bytes,
+            'blocking_threshold': self.blocking_threshold,
+            'heartbeat': self.heartbeat,
+        }
+
+
+def usable_cpus() -> int:
+    '''How many CPUs this process may use.'''
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def make_launch(
+    worker_class: type,
+    context: str | None,
+    env: Mapping[str, str] | None,
+    cwd: str | os.PathLike[str] | None,
+    path: Sequence[str | os.PathLike[str]],
+    preload: Sequence[str],
+    executable: str | None,
+) -> Launch:
+    '''How to start workers of `worker_class`, whose module a fork server imports.'''
+    context = context or ('spawn' if executable else default_context())
+    modules = tuple(preload)
+    if context == 'forkserver' and getattr(worker_class, '__module__', '__main__') != '__main__':
+        modules += (worker_class.__module__,)
+    return Launch(
+        context,
+        env=tuple((env or {}).items()),
+        cwd=None if cwd is None else os.fspath(cwd),
+        path=tuple(os.fspath(folder) for folder in path),
+        preload=modules,
+        executable=executable,
+    )

@@ -1,0 +1,66 @@
+'''The status page: what a worker tells without a message.
+
+One shared page per worker, written by the worker with plain stores and read by the parent whenever it likes, also
+when the worker's loop is blocked or its process is gone. Every field is an aligned word of eight bytes, which one
+machine store writes whole.
+'''
+
+import mmap
+import os
+import tempfile
+from typing import Final
+
+__all__ = ['StatusPage']
+
+_SIZE: Final = mmap.PAGESIZE
+_HEARTBEAT: Final = 0
+_TAKEN_UP: Final = 1
+
+
+class StatusPage:
+    '''A mapped status page. The parent makes one with `create`; the worker maps the descriptor that it got.'''
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, _SIZE)
+        view = memoryview(self._map)
+        self._ints = view.cast('Q')
+        self._floats = view.cast('d')
+        view.release()
+
+    @classmethod
+    def create(cls) -> tuple['StatusPage', int]:
+        '''A fresh page and a descriptor of it, which the caller closes.'''
+        fd = _anonymous_file()
+        os.ftruncate(fd, _SIZE)
+        return cls(fd), fd
+
+    @property
+    def heartbeat(self) -> float:
+        '''When the worker's loop last turned (`time.monotonic`, the same clock in every process); 0.0 before.'''
+        return self._floats[_HEARTBEAT]
+
+    @heartbeat.setter
+    def heartbeat(self, now: float) -> None:
+        self._floats[_HEARTBEAT] = now
+
+    @property
+    def taken_up(self) -> int:
+        '''The id of the last task that the worker took up; 0 before the first.'''
+        return self._ints[_TAKEN_UP]
+
+    @taken_up.setter
+    def taken_up(self, ident: int) -> None:
+        self._ints[_TAKEN_UP] = ident
+
+    def close(self) -> None:
+        '''Unmap the page.'''
+        self._ints.release()
+        self._floats.release()
+        self._map.close()
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, 'memfd_create'):
+        return os.memfd_create('looppool-status')
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

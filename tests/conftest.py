@@ -1,0 +1,117 @@
+'''What every test gets: a hard time limit, no unexpected log line, and a check that nothing is left behind.'''
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from looppool import process
+
+CONTEXTS = process.CONTEXTS
+ASYNC_LIMIT = 40.0
+'''Seconds for a coroutine test: below pytest's own limit, so that the coroutine's stack is shown and it cleans up.'''
+LEAK_PATIENCE = 5.0
+'''Seconds for what is ending to be gone.'''
+
+
+@pytest.fixture(params=CONTEXTS)
+def context(request: pytest.FixtureRequest) -> str:
+    '''Each start method in turn: a test that takes this fixture is a contract.'''
+    return request.param
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    '''Run coroutine tests on a fresh loop.'''
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+
+    async def limited() -> None:
+        async with asyncio.timeout(ASYNC_LIMIT):
+            await pyfuncitem.obj(**arguments)
+
+    asyncio.run(limited())
+    return True
+
+
+class LogGuard(logging.Handler):
+    '''Collects warnings and errors; those that no `expect` matches fail the test.'''
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.unexpected: list[str] = []
+        self._expected: list[tuple[re.Pattern[str], list[str]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = logging.Formatter('%(levelname)s:%(name)s:%(message)s').format(record)
+        for pattern, matches in self._expected:
+            if pattern.search(text):
+                matches.append(text)
+                return
+        self.unexpected.append(text)
+
+    def expect(self, pattern: str) -> list[str]:
+        '''Allow log lines that match `pattern`; returns the list that they are collected in.'''
+        matches: list[str] = []
+        self._expected.append((re.compile(pattern), matches))
+        return matches
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[LogGuard]:
+    '''Fails the test on an unexpected warning; ``logs.expect(pattern)`` allows and collects.'''
+    guard = LogGuard()
+    root = logging.getLogger()
+    root.addHandler(guard)
+    yield guard
+    root.removeHandler(guard)
+    assert not guard.unexpected, guard.unexpected
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(logs: LogGuard) -> Iterator[None]:
+    '''Compares processes, threads, descriptors and shared memory before and after the test.'''
+    before = _snapshot()
+    yield
+    deadline = time.monotonic() + LEAK_PATIENCE
+    while (left := _left(before)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left, f'left behind: {left}'
+
+
+def _snapshot() -> dict[str, set[object]]:
+    return {
+        'processes': _processes(),
+        'threads': {thread for thread in threading.enumerate() if 'pytest_timeout' not in thread.name},
+        'descriptors': _descriptors(),
+        'shared memory': set(os.listdir('/dev/shm')),
+    }
+
+
+def _left(before: dict[str, set[object]]) -> dict[str, set[object]]:
+    return {kind: left for kind, now in _snapshot().items() if (left := now - before[kind])}
+
+
+def _processes() -> set[object]:
+    '''The descendants of this process; fork servers stay warm for the next test, but their children may not stay.'''
+    servers = set(process.fork_server_pids())
+    return {child.pid for child in psutil.Process().children(recursive=True) if child.pid not in servers}
+
+
+def _descriptors() -> set[object]:
+    servers = {server._control.fileno() for server in process._servers.values()}
+    found: set[object] = set()
+    for name in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(OSError):
+            if int(name) not in servers:
+                found.add((name, os.readlink(f'/proc/self/fd/{name}')))
+    return {entry for entry in found if '/proc/' not in entry[1]}  # type: ignore[index]
