@@ -21,7 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
-__all__ = ['die_with_parent', 'enter', 'ignore_stop_signals', 'leave', 'stop_signals_blocked']
+__all__ = [
+    'die_with_parent',
+    'enter',
+    'ignore_stop_signals',
+    'interpreter_flags',
+    'leave',
+    'prepare_fork',
+    'stop_signals_blocked',
+]
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG: Final = 1

@@ -43,7 +43,8 @@ def _restore(
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
-    error.__cause__ = cause
+    if cause is not None:
+        error.__cause__ = cause
     return error
 
 
@@ -110,7 +111,7 @@ class PoolBroken(LoopPoolError):
         )
 
     def _last_cause(self) -> str:
-        return f'{type(self.cause).__name__}: {self.cause}' if self.cause else 'unknown'
+        return f'{type(self.cause).__name__}: {self.cause}'.rstrip('.') if self.cause else 'unknown'
 
 
 class Full(LoopPoolError, queue.Full):
@@ -150,7 +151,10 @@ class WorkerStartError(LoopPoolError):
         self.stderr = stderr
 
     def __str__(self) -> str:
-        return f'worker {self.number} (pid {self.pid}) did not start: {self.reason}{_last_lines(self.stderr)}'
+        return (
+            f'worker {self.number} (pid {self.pid}) did not start: {self.reason}. '
+            f'Mend the cause, then start a new pool.{_last_lines(self.stderr)}'
+        )
 
 
 class WorkerDied(LoopPoolError):

@@ -87,7 +87,7 @@ def main(options: dict[str, Any]) -> NoReturn:
     '''Serve until the parent is gone.'''
     child.ignore_stop_signals()
     control = socket.socket(fileno=options['control'])
-    for name in ['looppool.worker', *options['preload']]:
+    for name in ['looppool.workermain', *options['preload']]:
         try:
             importlib.import_module(name)
         except Exception:
@@ -178,6 +178,6 @@ class _Server:
 
 
 def _worker_main() -> Callable[[int, int, int, int], NoReturn]:
-    from .worker import main
+    from .workermain import main
 
     return main

@@ -7,7 +7,7 @@
 '''
 
 import asyncio
-import contextlib
+import inspect
 import logging
 import os
 import pickle
@@ -21,16 +21,18 @@ from .channel import Channel
 from .codec import Key, decode, define, unpack_error
 from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .frames import Frame
-from .process import Process, start
+from .handlers import FAILURES, end_result
+from .process import start
 from .protocol import Parcel, PoolEnd, Window
 from .roster import Slot
 from .statistics import MemberStatistics
 from .status import StatusPage
+from .worker import undecorated
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from .supervisor import Supervisor
 
-__all__ = ['Member', 'end_result']
+__all__ = ['Member']
 
 _log: Final = logging.getLogger('looppool')
 
@@ -100,40 +102,73 @@ class _Link:
     # Results
 
     def _work(self, deadline: float) -> bool:
-        inbox = self._inbox
-        while inbox:
-            self._take_up(inbox.popleft()[2])
-            if time.monotonic() > deadline:
-                return bool(inbox)
-        return False
-
-    def _take_up(self, body: bytes) -> None:
-        self.member.results += 1
-        result_done = self._receipt(len(body))
-        try:
-            outcome = self._pool.process_message(decode(body), result_done)
-        except Exception:
-            _log.exception('a result of worker %d could not be processed', self.member.number)
-            end_result(result_done)
+        handler, done_on_return = undecorated(self._pool.process_message)
+        before = len(self._inbox)
+        if done_on_return:
+            self._take_up_and_end(handler, deadline)
         else:
-            if outcome is not None:
-                self._pool.follow(outcome, result_done)
+            self._take_up(handler, deadline)
+        self.member.results += before - len(self._inbox)
+        return bool(self._inbox)
+
+    def _take_up(self, handler: Callable[..., Any], deadline: float) -> None:
+        '''Take up results that end when the handler, or somebody later, calls their `result_done`.'''
+        inbox, results = self._inbox, self.end.results
+        while inbox:
+            body = inbox.popleft()[2]
+            results.take(len(body))
+            result_done = self._receipt(len(body))
+            try:
+                outcome = handler(decode(body), result_done)
+                if outcome is not None:
+                    self._pool.handlers.follow(outcome, result_done, done_on_return=False)
+            except FAILURES:
+                self._log_failure()
+                end_result(result_done)
+            if time.monotonic() > deadline:
+                break
+
+    def _take_up_and_end(self, handler: Callable[..., Any], deadline: float) -> None:
+        '''Take up results that end when `handler` returns: the credits go back together, and no one needs a receipt.'''
+        inbox, clock = self._inbox, time.monotonic
+        size = count = 0
+        while inbox:
+            body = inbox.popleft()[2]
+            try:
+                outcome = handler(decode(body), _done_on_return)
+                if outcome is not None and inspect.isawaitable(outcome):
+                    self.end.results.take(len(body))
+                    self._pool.handlers.follow(outcome, self._receipt(len(body)), done_on_return=True)
+                    continue
+            except FAILURES:
+                self._log_failure()
+            size += len(body)
+            count += 1
+            if clock() > deadline:
+                break
+        self._give_credit(size, count)
+
+    def _log_failure(self) -> None:
+        _log.exception('a result of worker %d could not be processed', self.member.number)
 
     def _receipt(self, size: int) -> Callable[[], None]:
-        '''Take up a result of `size` bytes; the returned function, called once, gives its credit back.'''
-        end, pool = self.end, self._pool
-        end.results.take(size)
+        '''A function that, called once, gives back the credit of a result of `size` bytes.'''
 
         def result_done() -> None:
             nonlocal size
             if size < 0:
                 raise ValueError('result_done() was called twice for one result')
-            end.result_done(size)
+            self.end.results.give(size, 1)
+            self._give_credit(size, 1)
             size = -1
-            if pool.draining:
-                pool.changed.set()
 
         return result_done
+
+    def _give_credit(self, size: int, count: int) -> None:
+        if count:
+            self.end.give_credit(size, count)
+            if self._pool.draining:
+                self._pool.changed.set()
 
     @property
     def results_pending(self) -> int:
@@ -186,7 +221,7 @@ class _Link:
 class Member:
     '''The pool's handle on one worker slot. It outlives restarts of its process. Use it on the pool's loop only.'''
 
-    def __init__(self, pool: 'Pool[Any, Any]', slot: Slot) -> None:
+    def __init__(self, pool: 'Supervisor', slot: Slot) -> None:
         self.pool = pool
         self.slot = slot
         self.restarts = 0
@@ -259,18 +294,12 @@ class Member:
             self._restart.cancel()
             self._restart = None
 
-    def send(self, parcel: Parcel) -> None:
-        '''Send a task whose permit is taken, or keep it until there is a worker.'''
-        if self.slot.open and self.link is not None:
-            self.link.end.send_task(parcel)
-        else:
-            self.slot.backlog.append(parcel)
-
     def send_backlog(self) -> None:
         '''Send what waited for the worker to be ready.'''
         assert self.link is not None
+        self.slot.deliver = self.link.end.send_task
         while self.slot.backlog:
-            self.link.end.send_task(self.slot.backlog.popleft())
+            self.slot.deliver(self.slot.backlog.popleft())
 
     def pill(self) -> None:
         '''Let the worker finish what was accepted and exit; a worker that is not ready has nothing to finish.'''
@@ -299,10 +328,10 @@ class Member:
         self._former.append(self.link)
         self.link = None
         self.slot.open = False
+        self.slot.deliver = self.slot.backlog.append
         self.state = 'stopped'
         return owed
 
 
-def end_result(result_done: Callable[[], None]) -> None:
-    with contextlib.suppress(ValueError):
-        result_done()
+def _done_on_return() -> None:
+    raise ValueError('the result is done when the handler returns, as it is decorated with task_done')

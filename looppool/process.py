@@ -167,7 +167,7 @@ Descriptors = tuple[int, int, int]
 
 
 def _start_fork(launch: Launch, process: Process, fds: Descriptors) -> None:
-    from .worker import main
+    from .workermain import main
 
     parent = os.getpid()
     child.prepare_fork()
@@ -185,7 +185,7 @@ def _start_spawn(launch: Launch, process: Process, fds: Descriptors) -> None:
         setup, arguments = 'sys.path[:] = json.loads(sys.argv[2])', [json.dumps(launch.sys_path())]
     else:
         setup, arguments = f'sys.path.append({_package_root()!r})', []
-    code = f'import sys, json; {setup}; from looppool.worker import main; main(*json.loads(sys.argv[1]))'
+    code = f'import sys, json; {setup}; from looppool.workermain import main; main(*json.loads(sys.argv[1]))'
     flags = child.interpreter_flags() if launch.executable is None else []
     with child.stop_signals_blocked():
         popen = subprocess.Popen(

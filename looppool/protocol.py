@@ -15,13 +15,14 @@
 import struct
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
 from .frames import MAX_BODY, Frame, Parser, check_size, pack_header
 
-__all__ = ['Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Window', 'WorkerEnd', 'WorkerHandler']
+__all__ = ['Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Window', 'WorkerEnd', 'WorkerHandler', 'new_parcel']
 
 
 class Kind(IntEnum):
@@ -95,11 +96,21 @@ class Window:
     def admits(self, size: int) -> bool:
         return self.used < self.limit and (self.bytes + size <= self.max_bytes or not self.used)
 
+    def try_take(self, size: int) -> bool:
+        '''Take a permit if there is one for a message of `size` bytes.'''
+        if self.used >= self.limit or (self.bytes + size > self.max_bytes and self.used):
+            return False
+        self.used += 1
+        self.bytes += size
+        return True
+
     def take(self, size: int) -> None:
+        '''Take a permit, whether there is one or not.'''
         self.used += 1
         self.bytes += size
 
-    def give(self, size: int, count: int = 1) -> None:
+    def give(self, size: int, count: int) -> None:
+        '''Give back the permits of `count` messages of `size` bytes in all.'''
         if count > self.used or size > self.bytes:
             raise ValueError('a permit was given back that nobody holds')
         self.used -= count
@@ -117,6 +128,12 @@ class Parcel(NamedTuple):
     '''The key of a retained broadcast.'''
     retries: int = 0
     '''How often it may still be run again after it may have run.'''
+
+
+new_parcel: Final[Callable[[tuple[bytes, tuple[Definition, ...], int | None, object, int]], Parcel]] = partial(
+    tuple.__new__, Parcel
+)
+'''A parcel of a tuple of its fields, made three times as fast as by its class: it is on the path of every message.'''
 
 
 class PoolHandler(Protocol):
@@ -200,8 +217,7 @@ class _End:
         self._append(kind, ident, body)
 
     def _append(self, kind: int, ident: int, body: bytes) -> None:
-        self._out.append(pack_header(len(body), kind, ident))
-        self._out.append(body)
+        self._out += (pack_header(len(body), kind, ident), body)
 
     def _send_definitions(self, needs: tuple[Definition, ...]) -> None:
         for key, body in needs:
@@ -256,11 +272,10 @@ class PoolEnd(_End):
             self._send_definitions(parcel.needs)
         self._last_id = ident = self._last_id + 1
         self.owed[ident] = parcel
-        out = self._out
+        data, out = parcel.data, self._out
         if not out:
             self._wake()
-        out.append(pack_header(len(parcel.data), _TASK, ident))
-        out.append(parcel.data)
+        out += (pack_header(len(data), _TASK, ident), data)
         return ident
 
     def pill(self) -> None:
@@ -272,12 +287,11 @@ class PoolEnd(_End):
         '''Cancel every task of the worker.'''
         self._send(Kind.CANCEL)
 
-    def result_done(self, size: int) -> None:
-        '''Give back the permit of a result of `size` bytes; ValueError if none is out.'''
-        self.results.give(size)
+    def give_credit(self, size: int, count: int) -> None:
+        '''`count` results of `size` bytes in all are done: let the worker put as many again.'''
         if not self._credits:
             self._wake()
-        self._credits += 1
+        self._credits += count
         self._credit_bytes += size
 
     def _send_owing(self) -> None:
@@ -344,16 +358,13 @@ class WorkerEnd(_End):
         self._send(Kind.START_FAILED, 0, body)
 
     def send_result(self, body: bytes, needs: tuple[Definition, ...]) -> None:
-        '''Send a result and take its permit, whether or not the window admits it.'''
-        check_size(len(body), self.max_body)
+        '''Send a result. The caller has taken its permit and checked its size.'''
         if needs:
             self._send_definitions(needs)
-        self.results.take(len(body))
         out = self._out
         if not out:
             self._wake()
-        out.append(pack_header(len(body), _RESULT, 0))
-        out.append(body)
+        out += (pack_header(len(body), _RESULT, 0), body)
 
     def done(self, ident: int) -> None:
         '''The task is done; its id leaves with the next write, behind the results that were put before.'''

@@ -53,6 +53,7 @@ class Slot:
     :ivar open: whether its worker takes tasks now.
     :ivar window: what was accepted for it and has not ended.
     :ivar backlog: accepted, but not sent.
+    :ivar deliver: where to put a parcel whose permit is taken: the worker's link, or the backlog.
     '''
 
     def __init__(self, number: int, window: Window) -> None:
@@ -60,6 +61,7 @@ class Slot:
         self.window = window
         self.open = False
         self.backlog: deque[Parcel] = deque()
+        self.deliver: Callable[[Parcel], object] = self.backlog.append
         self.waiters: deque[Waiter] = deque()
 
 
@@ -103,27 +105,21 @@ class Roster:
         '''Those to whom any slot will do.'''
         self._tickets = 0
         self._turn = 0
+        self._turn_after = [*range(1, len(slots)), 0]
         self._candidate = self._next_in_turn if distribution == 'round_robin' else self._least_loaded
 
     # Choosing
 
     def claim(self, size: int, number: int | None = None) -> Slot | None:
         '''Take a permit for a message of `size` bytes, to the slot `number` if given; None if there is none now.'''
-        if number is None:
-            if self._waiters:
-                return None
-            slot = self._candidate()
-        else:
+        if number is not None:
             slot = self.slots[number]
-        if slot.waiters or not slot.window.admits(size):
+            return None if slot.waiters or not slot.window.try_take(size) else slot
+        slot = self._candidate()
+        if self._waiters or slot.waiters or not slot.window.try_take(size):
             return None
-        self._take(slot, size, number)
+        self._turn = self._turn_after[slot.number]
         return slot
-
-    def _take(self, slot: Slot, size: int, number: int | None) -> None:
-        slot.window.take(size)
-        if number is None:
-            self._turn = (slot.number + 1) % len(self.slots)
 
     def _next_in_turn(self) -> Slot:
         slots, turn = self.slots, self._turn
@@ -180,10 +176,13 @@ class Roster:
                 return
             target = slot if waiter.number is not None else self._candidate()
             ahead = _head(target.waiters)
-            if not target.window.admits(waiter.size) or (ahead and ahead.ticket < waiter.ticket):
+            if (ahead and ahead.ticket < waiter.ticket) or not target.window.try_take(waiter.size):
                 return
-            (self._waiters if waiter.number is None else slot.waiters).popleft()
-            self._take(target, waiter.size, waiter.number)
+            if waiter.number is None:
+                self._waiters.popleft()
+                self._turn = self._turn_after[target.number]
+            else:
+                slot.waiters.popleft()
             waiter.slot = target
             waiter.grant()
 
@@ -238,9 +237,10 @@ class Roster:
         if parcel.number is not None:
             return None
         size = len(parcel.data)
-        heir = next((s for s in self._from(self._turn) if s.open and s.window.admits(size) and not s.waiters), None)
+        candidates = (slot for slot in self._from(self._turn) if slot.open and not slot.waiters)
+        heir = next((slot for slot in candidates if slot.window.try_take(size)), None)
         if heir is not None:
-            self._take(heir, size, None)
+            self._turn = self._turn_after[heir.number]
         return heir
 
     def open(self, slot: Slot) -> None:

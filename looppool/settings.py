@@ -9,7 +9,7 @@ from .frames import MAX_BODY
 from .process import Launch, default_context
 from .worker import Worker
 
-__all__ = ['Settings']
+__all__ = ['Settings', 'make_launch', 'usable_cpus']
 
 _HEARTBEAT: Final = 1.0
 '''Seconds between heartbeats, where no setting wants them more often.'''

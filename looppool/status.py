@@ -10,11 +10,12 @@ import os
 import tempfile
 from typing import Final
 
-__all__ = ['StatusPage']
+__all__ = ['TAKEN_UP', 'StatusPage']
 
 _SIZE: Final = mmap.PAGESIZE
 _HEARTBEAT: Final = 0
-_TAKEN_UP: Final = 1
+TAKEN_UP: Final = 1
+'''The index, in `StatusPage.words`, of the id of the task that was last taken up; stored once a task.'''
 
 
 class StatusPage:
@@ -23,7 +24,7 @@ class StatusPage:
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, _SIZE)
         view = memoryview(self._map)
-        self._ints = view.cast('Q')
+        self.words = view.cast('Q')
         self._floats = view.cast('d')
         view.release()
 
@@ -46,15 +47,11 @@ class StatusPage:
     @property
     def taken_up(self) -> int:
         '''The id of the last task that the worker took up; 0 before the first.'''
-        return self._ints[_TAKEN_UP]
-
-    @taken_up.setter
-    def taken_up(self, ident: int) -> None:
-        self._ints[_TAKEN_UP] = ident
+        return self.words[TAKEN_UP]
 
     def close(self) -> None:
         '''Unmap the page.'''
-        self._ints.release()
+        self.words.release()
         self._floats.release()
         self._map.close()
 

@@ -6,17 +6,21 @@ application, and Python runs its handler only between bytecodes, just as it runs
 releases the GIL is therefore reported when it has ended.
 '''
 
+import logging
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import Final
 
 __all__ = ['Watchdog']
 
+_log: Final = logging.getLogger('looppool.worker')
+
 
 class Watchdog:
-    '''Watches the loop of the thread that creates it. It lives as long as its process.
+    '''Watches the loop of the thread that creates it. It lives until `stop`.
 
     :param heartbeat: gives the time of the loop's last turn (`time.monotonic`).
     :param threshold: seconds without a turn after which the loop counts as blocked.
@@ -28,20 +32,28 @@ class Watchdog:
         self._threshold = threshold
         self._report = report
         self._watched = threading.get_ident()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._watch, name='looppool-watchdog', daemon=True).start()
 
+    def stop(self) -> None:
+        '''Look no more, and do not wait for the thread to notice.'''
+        self._stopped.set()
+
     def _watch(self) -> None:
         reported = 0.0
-        while True:
+        while not self._stopped.wait(self._threshold / 4):
             beat = self._heartbeat()
             blocked = time.monotonic() - beat
             if blocked > self._threshold and beat != reported:
                 reported = beat
-                self._report(blocked, self._stack())
-            time.sleep(self._threshold / 4)
+                self._tell(blocked)
 
-    def _stack(self) -> str:
+    def _tell(self, blocked: float) -> None:
         frame = sys._current_frames().get(self._watched)
-        return ''.join(traceback.format_stack(frame)) if frame else ''
+        stack = ''.join(traceback.format_stack(frame)) if frame else ''
+        try:
+            self._report(blocked, stack)
+        except Exception:
+            _log.exception('the report of a blocked loop raised')

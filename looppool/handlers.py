@@ -1,0 +1,88 @@
+'''Sees the application's handlers of results and failures to their end.
+
+1. A result ends when its handler fails, whatever else was said: its credit is never lost.
+2. What a handler raises is logged and hurts nobody else; CancelledError too, as a handler may await what is cancelled.
+'''
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from .codec import decode
+
+__all__ = ['FAILURES', 'Handlers', 'end_result']
+
+_log: Final = logging.getLogger('looppool')
+
+FAILURES: Final = (Exception, asyncio.CancelledError)
+'''What a handler may raise without taking the loop with it.'''
+
+
+class Handlers:
+    '''The handlers that run as asyncio tasks.
+
+    :param name: the pool's, for the log.
+    :param changed: set when one has ended.
+    :ivar stoppers: how many of them wait for the pool to stop.
+    '''
+
+    def __init__(self, name: str, changed: asyncio.Event) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self.stoppers = 0
+        self._name = name
+        self._changed = changed
+
+    def follow(self, outcome: Any, result_done: Callable[[], None], *, done_on_return: bool) -> None:
+        '''See to the end what a handler of a result returned; the result is done then if `done_on_return`.'''
+        if inspect.isawaitable(outcome):
+            self._run(self._follow(outcome, result_done, done_on_return))
+
+    async def _follow(self, outcome: Any, result_done: Callable[[], None], done_on_return: bool) -> None:
+        try:
+            await outcome
+            if done_on_return:
+                result_done()
+        except FAILURES:
+            _log.exception('process_message of pool %r failed', self._name)
+            end_result(result_done)
+
+    def fail(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
+        '''Tell the application that the task in `data` ended with `error`.'''
+        task: Any = data
+        try:
+            task = decode(data)
+        except Exception as failure:
+            error.add_note(f'the task is given as its pickled bytes, as it could not be loaded: {failure!r}')
+        try:
+            outcome = process_failure(task, error)
+            if inspect.isawaitable(outcome):
+                self._run(self._follow_failure(outcome))
+        except FAILURES:
+            self._log_failure()
+
+    async def _follow_failure(self, outcome: Any) -> None:
+        try:
+            await outcome
+        except FAILURES:
+            self._log_failure()
+
+    def _log_failure(self) -> None:
+        _log.exception('process_failure of pool %r failed', self._name)
+
+    def _run(self, handling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(handling)
+        self.running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        self._changed.set()
+
+
+def end_result(result_done: Callable[[], None]) -> None:
+    '''End a result, if it has not ended.'''
+    with contextlib.suppress(ValueError):
+        result_done()

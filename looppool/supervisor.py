@@ -1,0 +1,389 @@
+'''`Supervisor`: starts a pool's workers, replaces those that die, and stops them.
+
+1. A worker that dies is replaced at once, then with growing delays, until the restart budget is spent; then the pool
+   is broken. A worker that fails while the pool starts fails the start.
+2. Stopping is one way down: drain (workers that die meanwhile are still replaced), pill, and when the time is up
+   cancel, then SIGKILL. Killing is its last step alone. A broken pool goes the same last step.
+3. Whatever was accepted and will not run any more is told to the application.
+'''
+
+import asyncio
+import contextlib
+import copy
+import logging
+import signal
+from collections.abc import Callable
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tornado.ioloop import IOLoop
+
+from .codec import encode
+from .errors import LoopPoolError, PoolBroken, PoolClosed, WorkerStartError
+from .handlers import Handlers
+from .member import Member
+from .protocol import Parcel, Window
+from .roster import RestartBudget, Roster, Slot
+from .settings import Settings
+from .statistics import PoolStatistics
+
+__all__ = ['Supervisor']
+
+_log: Final = logging.getLogger('looppool')
+
+_CANCEL_GRACE: Final = 1.0
+'''Seconds that workers get between cancel and SIGKILL.'''
+_DEFAULT: Final[Any] = object()
+END: Final[Any] = object()
+'''Behind the last result.'''
+
+
+class Supervisor:
+    '''What of a `Pool` concerns its workers and not what it is given to do.
+
+    :ivar state: ``'new'``, ``'starting'``, ``'running'``, ``'stopping'``, ``'stopped'`` or ``'broken'``.
+    :ivar members: one `Member` a worker, by number.
+    :ivar ioloop: the Tornado loop that the pool lives on; None before it is started, if none was given.
+    :ivar changed: set whenever something has happened that a start or a stop may wait for.
+    :ivar draining: whether a stop waits for results to be done.
+    '''
+
+    process_message: Callable[[Any, Callable[[], None]], Any]
+    process_failure: Callable[[Any, BaseException], Any]
+
+    def __init__(self, settings: Settings, distribution: str, options: dict[str, Any], ioloop: IOLoop | None) -> None:
+        if ioloop is not None and not isinstance(ioloop, IOLoop):
+            raise TypeError(f'ioloop has to be a tornado.ioloop.IOLoop or None, not {ioloop!r}')
+        self.settings = settings
+        self.name = settings.name
+        self.state = 'new'
+        self.ioloop = ioloop
+        self.changed = asyncio.Event()
+        self.draining = False
+        self.handlers = Handlers(self.name, self.changed)
+        windows = [Window(settings.task_window, settings.window_bytes) for _ in range(settings.pool_size)]
+        self._roster = Roster([Slot(number, window) for number, window in enumerate(windows)], distribution)
+        self.members = tuple(Member(self, slot) for slot in self._roster.slots)
+        self._options = options
+        self._budget = RestartBudget(settings.max_restarts, settings.restart_window)
+        self._results: asyncio.Queue[Any] = asyncio.Queue()
+        '''Results that nobody has taken yet, each with its `result_done`.'''
+        self._thread: int | None = None
+        self._accepting = False
+        self._supervising = True
+        self._reason = 'was not started: await pool.start() first'
+        self._cause: BaseException | None = None
+        self._closed = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._signals: tuple[int, ...] = ()
+        self._signum: int | None = None
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} {self.name!r}: {self.state}, {len(self.members)} workers>'
+
+    # Starting
+
+    async def start(self) -> None:
+        '''Start the workers; return when every one has initialised.
+
+        :raises WorkerStartError: a worker failed to; the others are ended then. Its cause is the remote error.
+        :raises PoolClosed: the pool was started before, or `stop` was called meanwhile.
+        '''
+        if self.state != 'new':
+            raise PoolClosed(self.name, f'can be started only once, and it is {self.state}: make a new Pool')
+        self._adopt_running_loop()
+        self.encoded_worker = encode((self.settings.worker_class, self._options))
+        self.state = 'starting'
+        self._reason = 'is still starting: await pool.start() first'
+        try:
+            for member in self.members:
+                member.start()
+            while not all(member.state == 'ready' for member in self.members):
+                await self._change()
+                self._raise_start_error()
+        except BaseException:
+            await self.kill()
+            raise
+        self.state = 'running'
+        self._accepting = True
+        self._watch_heartbeats()
+
+    def _adopt_running_loop(self) -> None:
+        running = IOLoop.current()
+        if self.ioloop not in (None, running):
+            raise RuntimeError('the pool was made for another IO loop than the one that runs: start it there')
+        self.ioloop = running
+        self.asyncio_loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+
+    async def _change(self) -> None:
+        '''Wait until something about a member or a task has changed.'''
+        self.changed.clear()
+        await self.changed.wait()
+
+    def _raise_start_error(self) -> None:
+        if self._cause is not None:
+            raise self._cause
+        if self.state != 'starting':
+            raise self._refusal()
+
+    def _refusal(self, started: bool | None = None) -> LoopPoolError:
+        '''The error that says why the pool takes nothing, or why a task that it took did not end well.'''
+        if self.state == 'broken':
+            return PoolBroken(self.name, self._budget.limit, self._budget.window, self._cause, started=started)
+        return PoolClosed(self.name, self._reason, started=started)
+
+    # What the members tell
+
+    def _fail(self, member: Member, parcel: Parcel, error: BaseException) -> None:
+        member.failed += 1
+        self.handlers.fail(self.process_failure, parcel.data, error)
+
+    def member_ready(self, member: Member) -> None:
+        member.state = 'ready'
+        self._roster.open(member.slot)
+        member.send_backlog()
+        self.changed.set()
+
+    def tasks_ended(self, member: Member, size: int, count: int) -> None:
+        '''`count` tasks of `size` bytes in all are done.'''
+        self._roster.release(member.slot, size, count)
+        self.changed.set()
+
+    def task_failed(self, member: Member, parcel: Parcel, error: BaseException) -> None:
+        self._roster.release(member.slot, len(parcel.data))
+        self.changed.set()
+        self._fail(member, parcel, error)
+
+    def member_exited(self, member: Member) -> None:
+        '''The member's process is gone, and its link was read to the end.'''
+        assert member.link is not None
+        link = member.link
+        error = link.error()
+        owed = member.bury()
+        self.changed.set()
+        if self.state == 'starting':
+            self._cause = self._cause or error
+        elif self.state in ('running', 'stopping') and self._supervising:
+            self._replace(member, owed, error)
+        else:
+            self._give_up(member, owed)
+
+    def _replace(self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError) -> None:
+        failed, moved_to = self._roster.bury(member.slot, owed)
+        for slot in moved_to:
+            self.members[slot.number].send_backlog()
+        for parcel in failed:
+            self._fail(member, parcel, _with_fate(error, started=True))
+        # Its stderr was passed on when it was written: what the log needs is how it ended.
+        _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
+        self._restart(member, error)
+
+    def _restart(self, member: Member, error: LoopPoolError) -> None:
+        delay = self._budget.spend(self.asyncio_loop.time())
+        if delay is None:
+            self._break(error)
+        else:
+            member.restarts += 1
+            member.restart_later(delay, self._start_again)
+
+    def _start_again(self, member: Member) -> None:
+        try:
+            member.start()
+        except OSError as error:
+            failure = WorkerStartError(member.number, None, f'the system cannot start a process: {error}')
+            self._restart(member, failure)
+
+    def _give_up(self, member: Member, owed: list[tuple[Parcel, bool]]) -> None:
+        '''Fail all that the member had accepted; nobody will run it any more.'''
+        waiting = [(parcel, False) for parcel in member.slot.backlog]
+        member.slot.backlog.clear()
+        for parcel, started in owed + waiting:
+            member.slot.window.give(len(parcel.data), 1)
+            self._fail(member, parcel, self._refusal(started))
+
+    def _watch_heartbeats(self) -> None:
+        timeout = self.settings.heartbeat_timeout
+        if timeout is None or self.state not in ('running', 'stopping'):
+            return
+        for member in self.members:
+            age = member.heartbeat_age()
+            if member.state == 'ready' and age is not None and age > timeout:
+                member.kill(f'its loop has not turned for {age:.1f} s')
+        self.asyncio_loop.call_later(timeout / 4, self._watch_heartbeats)
+
+    # Stopping
+
+    async def stop(self, timeout: float | None = _DEFAULT) -> None:
+        '''Take nothing new, let every accepted task end, then let the workers finalise and exit.
+
+        It may be called again, while the pool starts, or from a handler. Those who wait in `put` get `PoolClosed`.
+        If it is cancelled, the workers are killed.
+
+        :param timeout: seconds until what still runs is cancelled; a second later it is killed. Default:
+            `stop_timeout`; None: no limit.
+        '''
+        if self.state == 'starting':
+            self._abandon('was stopped while it started')
+        await self._close(self.settings.stop_timeout if timeout is _DEFAULT else timeout)
+
+    async def kill(self) -> None:
+        '''End the workers at once with SIGKILL; every task that has not ended fails with `PoolClosed`.'''
+        self._abandon('was killed')
+        await self._close(None)
+
+    async def join(self) -> int | None:
+        '''Wait until the pool has stopped.
+
+        :returns: the signal that stopped it (see `stop_on_signals`), or None.
+        :raises PoolBroken: it broke.
+        '''
+        await self._closed.wait()
+        if self.state == 'broken':
+            raise self._refusal()
+        return self._signum
+
+    def stop_on_signals(self, *signals: int) -> None:
+        '''Stop when this process gets one of `signals`; a second one kills. For the main thread, when started.
+
+        Default: SIGTERM and SIGINT. Await `join`, which tells the signal, and exit with ``128 + signal``.
+        The handlers are removed when the pool has stopped.
+        '''
+        self._signals = signals or (signal.SIGTERM, signal.SIGINT)
+        for signum in self._signals:
+            self.asyncio_loop.add_signal_handler(signum, self._on_signal, signum)
+
+    def _on_signal(self, signum: int) -> None:
+        if self._signum is not None:
+            self._abandon(f'was killed by a second signal ({signal.Signals(signum).name})')
+        self._signum = self._signum or signum
+        self._begin_to_close(self.settings.stop_timeout)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await (self.stop() if error is None else self.kill())
+
+    async def _close(self, timeout: float | None) -> None:
+        if self._thread is None:
+            if self.state == 'new':
+                self.state, self._reason = 'stopped', 'was stopped before it was started'
+                self._results.put_nowait((END, None))
+                self._closed.set()
+            return
+        self._begin_to_close(timeout)
+        caller = asyncio.current_task()
+        if caller in self.handlers.running:
+            self.handlers.stoppers += 1
+            self.changed.set()
+        try:
+            await self._closed.wait()
+        except BaseException:
+            self._abandon('was killed, as its stop was cancelled')
+            raise
+
+    def _begin_to_close(self, timeout: float | None) -> None:
+        if self._closing is None:
+            self._closing = self.asyncio_loop.create_task(self._shut_down(timeout))
+
+    async def _shut_down(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else self.asyncio_loop.time() + timeout
+        if self._supervising:
+            self._refuse_more('is stopping')
+        self.draining = True
+        try:
+            await self._until(self._is_drained, deadline)
+            await self._stop_members(deadline)
+        finally:
+            self._abandon('was stopped before the task ended')
+        await self._until(self._is_empty, None)
+        self._finish()
+
+    async def _stop_members(self, deadline: float | None) -> None:
+        drained = self._is_drained()
+        self._give_up_supervising('was stopped before the task ended')
+        for member in self.members:
+            member.cancel_restart()
+            if not drained:
+                member.cancel()
+            member.pill()
+        grace = self.asyncio_loop.time() + _CANCEL_GRACE
+        await self._until(self._is_empty, max(deadline, grace) if drained and deadline else deadline and grace)
+
+    def _is_drained(self) -> bool:
+        if not self._supervising:
+            return True
+        # A handler that itself waits for this stop can't end before it, and nor can its result.
+        stoppers = self.handlers.stoppers
+        pending = sum(member.results_pending for member in self.members) - self._results.qsize()
+        tasks = any(slot.window.used for slot in self._roster.slots)
+        return not tasks and pending <= stoppers and len(self.handlers.running) <= stoppers
+
+    def _is_empty(self) -> bool:
+        return all(member.link is None for member in self.members)
+
+    async def _until(self, condition: Callable[[], bool], deadline: float | None) -> None:
+        '''Wait until `condition` holds or the loop's clock has reached `deadline`.'''
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while not condition():
+                    await self._change()
+
+    def _give_up_supervising(self, reason: str) -> None:
+        if self._supervising:
+            self._supervising = False
+            self._reason = reason
+
+    def _refuse_more(self, reason: str, state: str = 'stopping') -> None:
+        self._accepting = False
+        self.state = state
+        self._reason = reason
+        self._roster.dismiss_waiters(self._refusal())
+
+    def _abandon(self, reason: str, state: str = 'stopping') -> None:
+        '''Kill what there is, and replace nothing any more.'''
+        if self.state in ('stopped', 'broken', 'new'):
+            return
+        self._give_up_supervising(reason)
+        self._refuse_more(self._reason, state)
+        for member in self.members:
+            member.cancel_restart()
+            member.kill(f'the pool {self._reason}')
+        self.changed.set()
+
+    def _break(self, cause: LoopPoolError) -> None:
+        self._cause = cause
+        self._abandon('is broken', 'broken')
+        _log.error('%s', self._refusal())
+        self._begin_to_close(None)
+
+    def _finish(self) -> None:
+        for signum in self._signals:
+            self.asyncio_loop.remove_signal_handler(signum)
+        if self.state != 'broken':
+            self.state, self._reason = 'stopped', 'has stopped'
+        for member in self.members:
+            self._give_up(member, [])
+        self._results.put_nowait((END, None))
+        self._closed.set()
+
+    def statistics(self) -> PoolStatistics:
+        '''What the pool knows of itself and its workers now.'''
+        members = tuple(member.statistics() for member in self.members)
+        sums = {
+            field: sum(getattr(member, field) for member in members)
+            for field in ('restarts', 'in_flight', 'done', 'failed', 'results', 'results_pending', 'credits', 'bytes')
+        }
+        return PoolStatistics(self.name, self.state, self._roster.waiting, members, **sums)
+
+
+def _with_fate(error: LoopPoolError, *, started: bool) -> LoopPoolError:
+    '''The same death, as told to one of the tasks that were owed.'''
+    told = copy.copy(error)
+    told.__dict__['started'] = started
+    return told

@@ -1,0 +1,385 @@
+'''The main of a worker process.
+
+1. Tasks are taken up in the order of their ids; the last id is stored in the status page before its handler runs.
+2. A task is taken up while fewer than `concurrency` are open, and more result credits are free than tasks are open:
+   so a worker that gives one result per task never sees `Full`.
+3. A task ends once: by ``_task_done()``, or by the error that its handler raises. A done that is called while an
+   exception passes through the handler (``try: … finally: self._task_done()``) waits for how the handler ends.
+4. Every task has a copy of the loop's context variables to itself.
+5. The last message is the pill: what was accepted ends, ``_finalise`` runs, what was put leaves, the process exits.
+'''
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import pickle
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any, Final, NoReturn
+
+from tornado.ioloop import IOLoop
+
+from . import child
+from .channel import Channel
+from .codec import Key, decode, define, encode, pack_error
+from .errors import Full, MessageTooBig, PoolClosed, ProtocolError
+from .frames import Frame, check_size
+from .protocol import Window, WorkerEnd
+from .status import TAKEN_UP, StatusPage
+from .watchdog import Watchdog
+from .worker import Worker, undecorated
+
+__all__ = ['WorkerMain', 'main']
+
+_log: Final = logging.getLogger('looppool.worker')
+
+_current: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_task')
+'''The id of the task that a piece of code belongs to.'''
+
+_RUNNING: Final = object()
+'''The state of an open task while its plain handler runs. Later: its asyncio task, or None when that has returned.'''
+
+
+def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
+    '''Be a worker process until the pill, and end it. The first three are descriptors, `parent` is a pid.'''
+    code = 1
+    try:
+        child.enter(stderr, parent)
+        # Kept to the very end: a closed link tells the parent that the worker is gone, and exit handlers take time.
+        sock = socket.socket(fileno=link)
+        code = asyncio.run(_serve(sock, StatusPage(page)))
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        child.leave(code)
+
+
+async def _serve(link: socket.socket, page: StatusPage) -> int:
+    main = WorkerMain(link, page)
+    try:
+        return await main.exit
+    finally:
+        main.stop_watching()
+
+
+class WorkerMain:
+    '''The worker process's side of everything: it is the `WorkerHandler` of its link, and runs its Worker.'''
+
+    def __init__(self, link: socket.socket, page: StatusPage) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.exit: asyncio.Future[int] = self.loop.create_future()
+        self._serving = asyncio.current_task()
+        self._context = contextvars.copy_context()
+        self.worker: Worker[Any, Any]
+        self._page = page
+        self._words = page.words
+        self._pending: deque[Frame] = deque()
+        self._open: dict[int, Any] = {}
+        '''The tasks that are taken up and have not ended, with their states.'''
+        self._deferred: set[int] = set()
+        '''Those that said they are done while an exception passes through their handler.'''
+        self._overdrawn: set[int] = set()
+        '''Those that have once put a result beyond the window's bytes.'''
+        self._watchdog: Watchdog | None = None
+        self._concurrency = 1
+        self._working = False
+        self._stopping = False
+        self._put_turn = asyncio.Lock()
+        self._credit = asyncio.Event()
+        self._thread = get_ident()
+        self._channel = Channel(link, self.loop, self._work, self._on_closed)
+        self._end = WorkerEnd(self, self._pending.append, self._channel.wake)
+        self._channel.open(self._end)
+
+    # Starting
+
+    def on_configure(self, body: bytes) -> None:
+        '''Set up the process before anything of the user is imported.'''
+        self._configuration = configuration = pickle.loads(body)
+        sys.path[:] = configuration['sys_path'] or [*configuration['path'], *sys.path]
+        _set_environ(configuration['environ'])
+        if configuration['cwd'] is not None:
+            os.chdir(configuration['cwd'])
+        self._concurrency = configuration['concurrency']
+        self._end.results = Window(configuration['results'], configuration['result_bytes'])
+        self._end.limit_bodies(configuration['max_body'])
+
+    def on_define(self, body: bytes) -> Key:
+        return define(body)
+
+    def on_start(self, body: bytes) -> None:
+        self._starting = self.loop.create_task(self._start(body))
+
+    async def _start(self, body: bytes) -> None:
+        try:
+            self.worker = self._make_worker(*decode(body))
+            self._beat()
+            outcome = self.worker._initialise(**self.worker._options)
+            if inspect.isawaitable(outcome):
+                await outcome
+            self._start_watchdog()
+        except BaseException as error:
+            self._end.start_failed(*pack_error(error, self._end.max_body))
+            await self._channel.drained()
+            self._leave(1)
+        else:
+            self._set_handler(self.worker._process_message)
+            self._end.ready()
+
+    def _set_handler(self, handler: Callable[[Any], Any]) -> None:
+        self._handler, self._done_on_return = undecorated(handler)
+        if not inspect.iscoroutinefunction(self._handler):
+            # A coroutine gets a context of its own with its asyncio task; what runs at once needs one as well.
+            self._handler = functools.partial(_run_in_own_context, self._handler)
+
+    def _make_worker(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any]) -> Worker[Any, Any]:
+        _set_title(f'looppool: {self._configuration["pool"]} worker {self._configuration["number"]}')
+        # The attributes are there before a subclass's __init__ may want them.
+        worker = worker_class.__new__(worker_class)
+        worker._main = self
+        worker._number = self._configuration['number']
+        worker._pool_name = self._configuration['pool']
+        worker._options = options
+        worker._ioloop = IOLoop.current()
+        worker.__init__()  # type: ignore[misc]
+        return worker
+
+    def _beat(self) -> None:
+        self._page.heartbeat = time.monotonic()
+        self.loop.call_later(self._configuration['heartbeat'], self._beat)
+
+    def _start_watchdog(self) -> None:
+        threshold = self._configuration['blocking_threshold']
+        if threshold:
+            # What blocked the loop in _initialise is over.
+            self._page.heartbeat = time.monotonic()
+            self._watchdog = Watchdog(lambda: self._page.heartbeat, threshold, self.worker._loop_blocked)
+            self._watchdog.start()
+
+    def stop_watching(self) -> None:
+        if self._watchdog:
+            self._watchdog.stop()
+
+    # Tasks
+
+    def _work(self, deadline: float) -> bool:
+        '''Take up what may be taken up; the channel's `work`.'''
+        pending, open_, results = self._pending, self._open, self._end.results
+        self._working = True
+        while (
+            pending
+            and len(open_) < self._concurrency
+            and results.limit - results.used > len(open_)
+            and results.bytes < results.max_bytes
+        ):
+            _, ident, body = pending.popleft()
+            self._take_up(ident, body)
+            if time.monotonic() > deadline:
+                break
+        else:
+            self._working = False
+            self._finish_if_idle()
+            return False
+        self._working = False
+        return True
+
+    def _take_up(self, ident: int, body: bytes) -> None:
+        self._words[TAKEN_UP] = ident
+        self._open[ident] = _RUNNING
+        _current.set(ident)
+        try:
+            outcome = self._handler(decode(body))
+        except BaseException as error:
+            self._fail(ident, error)
+            return
+        if outcome is not None and inspect.isawaitable(outcome):
+            self._open[ident] = self.loop.create_task(self._follow(ident, outcome))
+        else:
+            self._returned(ident)
+
+    async def _follow(self, ident: int, outcome: Any) -> None:
+        try:
+            await outcome
+        except BaseException as error:
+            self._fail(ident, error)
+        else:
+            self._returned(ident)
+
+    def _returned(self, ident: int) -> None:
+        '''The handler of a task has returned: an open task is done if it said so, else it stays open.'''
+        if ident not in self._open:
+            if self._done_on_return:
+                self._fail(ident, _not_open(ident))
+        elif self._done_on_return or ident in self._deferred:
+            self._deferred.discard(ident)
+            self._end.done(ident)
+            self._forget(ident)
+        else:
+            self._open[ident] = None
+
+    def task_done(self) -> None:
+        if get_ident() != self._thread:
+            raise _wrong_thread('_task_done')
+        ident = _current.get(0)
+        state = self._open.get(ident, self)
+        if state is self or ident in self._deferred:
+            raise _not_open(ident)
+        if state is not None and sys.exception() is not None:
+            self._deferred.add(ident)
+        else:
+            self._end.done(ident)
+            self._forget(ident)
+
+    def _fail(self, ident: int, error: BaseException) -> None:
+        if ident in self._open:
+            self._deferred.discard(ident)
+            self._end.failed(ident, *pack_error(error, self._end.max_body))
+            self._forget(ident)
+        else:
+            _log.error('a handler of worker %d raised after its task was done', self.worker._number, exc_info=error)
+        try:
+            self.worker._task_failed(error)
+        except Exception:
+            _log.exception('_task_failed of worker %d raised', self.worker._number)
+
+    def _forget(self, ident: int) -> None:
+        del self._open[ident]
+        if self._overdrawn:
+            self._overdrawn.discard(ident)
+        if not self._working and (self._pending or self._stopping):
+            self._channel.work_soon()
+
+    # Results
+
+    def put_nowait(self, result: object) -> None:
+        if get_ident() != self._thread:
+            raise _wrong_thread('_put_nowait')
+        end = self._end
+        body, needs = encode(result)
+        size = len(body)
+        if size > end.max_body:
+            raise MessageTooBig(size, end.max_body)
+        if not end.results.try_take(size):
+            self._overdraw(size)
+        end.send_result(body, needs)
+
+    def _overdraw(self, size: int) -> None:
+        '''Each task may go beyond the window's bytes once: nobody knew how large its result is when it was taken up.'''
+        ident = _current.get(0)
+        results = self._end.results
+        self._refuse_when_ended()
+        if results.used >= results.limit or ident not in self._open or ident in self._overdrawn:
+            raise Full('result', f'worker {self.worker._number}')
+        self._overdrawn.add(ident)
+        results.take(size)
+
+    async def put(self, result: object) -> None:
+        if get_ident() != self._thread:
+            raise _wrong_thread('_put')
+        body, needs = encode(result)
+        check_size(len(body), self._end.max_body)
+        async with self._put_turn:
+            while not self._end.results.try_take(len(body)):
+                self._refuse_when_ended()
+                self._credit.clear()
+                await self._credit.wait()
+            self._end.send_result(body, needs)
+
+    def _refuse_when_ended(self) -> None:
+        if not self._end.results.limit:
+            raise PoolClosed(self.worker._pool_name, f'is stopping, and its worker {self.worker._number} has finalised')
+
+    def on_credit(self) -> None:
+        self._credit.set()
+
+    # Stopping
+
+    def on_pill(self) -> None:
+        # The channel calls `_work` next, which finishes when there is nothing to do.
+        self._stopping = True
+
+    def on_cancel(self) -> None:
+        self._pending.clear()
+        for ident, state in list(self._open.items()):
+            if isinstance(state, asyncio.Task):
+                state.cancel()
+            else:
+                self._fail(ident, asyncio.CancelledError())
+
+    def _finish_if_idle(self) -> None:
+        if self._stopping and not self._open and not self._pending:
+            self._stopping = False
+            self._finishing = self.loop.create_task(self._finish(), context=self._context)
+
+    async def _finish(self) -> None:
+        try:
+            outcome = self.worker._finalise()
+            if inspect.isawaitable(outcome):
+                await outcome
+        except BaseException:
+            _log.exception('_finalise of worker %d raised', self.worker._number)
+        await self._cancel_the_rest()
+        self._end.bye()
+        self._end.results.limit = 0
+        await self._channel.drained()
+        self._leave(0)
+
+    async def _cancel_the_rest(self) -> None:
+        '''End what the worker left running on its loop, while it can still put what it has to say.'''
+        rest = asyncio.all_tasks() - {self._serving, self._finishing}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    def _leave(self, code: int) -> None:
+        if not self.exit.done():
+            self.exit.set_result(code)
+
+    def _on_closed(self, error: ProtocolError | None) -> None:
+        '''The parent is gone, or has let go of this worker: nothing that could be done here is of use to anybody.'''
+        if error:
+            print(f'looppool: worker {os.getpid()}: {error}', file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _run_in_own_context(handler: Callable[[Any], Any], message: Any) -> Any:
+    return contextvars.copy_context().run(handler, message)
+
+
+def _not_open(ident: int) -> Exception:
+    if not ident:
+        return RuntimeError('_task_done() was called where there is no current task')
+    return ValueError('_task_done() was called for a task that has ended already')
+
+
+def _wrong_thread(method: str) -> Exception:
+    # Only a thread of asyncio.to_thread knows the task that it works for, and lends it to the callback.
+    hint = ' from asyncio.to_thread' if method == '_task_done' else ''
+    return RuntimeError(
+        f'{method} was called from another thread than that of the loop: use self._ioloop.add_callback(self.{method})'
+        f'{hint}, or await the thread in a coroutine handler'
+    )
+
+
+def _set_environ(environ: dict[str, str]) -> None:
+    for name in set(os.environ) - set(environ):
+        del os.environ[name]
+    for name, value in environ.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _set_title(title: str) -> None:
+    from setproctitle import setproctitle
+
+    setproctitle(title)
