@@ -17,14 +17,15 @@ import os
 import pickle
 import sys
 import traceback
+import typing
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
-from .errors import RemoteError
-from .frames import MAX_BODY
+from .errors import ProtocolError, RemoteError
+from .frames import MAX_BODY, check_size
 
-__all__ = ['Definition', 'Encoded', 'Key', 'decode', 'define', 'encode', 'pack_error', 'unpack_error']
+__all__ = ['Definition', 'Encoded', 'Key', 'check_encoded', 'decode', 'define', 'encode', 'pack_error', 'unpack_error']
 
 PROTOCOL: Final = 5
 
@@ -60,6 +61,14 @@ def encode(obj: object) -> Encoded:
         return _dump_with(_value_pickler(), obj)
 
 
+def check_encoded(encoded: Encoded, limit: int) -> None:
+    '''Raise `MessageTooBig` if an encoded object, or a definition that it needs, takes more than `limit` bytes.'''
+    data, needs = encoded
+    check_size(len(data), limit)
+    for definition in needs:
+        check_size(len(definition.body), limit)
+
+
 def _dump_with(pickler_class: Any, obj: object) -> Encoded:
     file = io.BytesIO()
     pickler = pickler_class(file)
@@ -75,7 +84,7 @@ class _ReferencePickler(pickle.Pickler):
         self.needs: dict[Key, Definition] = {}
 
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, (type, FunctionType)):
+        if not isinstance(obj, _NAMED):
             return NotImplemented
         definition = _definitions.of(obj)
         if definition is not None:
@@ -87,22 +96,56 @@ class _ReferencePickler(pickle.Pickler):
 
 
 @functools.cache
-def _value_pickler() -> Any:
+def _inlining_pickler() -> Any:
     import cloudpickle
 
-    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class InliningPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        '''Sends everything of ``__main__`` by value, also what even cloudpickle leaves to its name.'''
+
         def __init__(self, file: io.BytesIO) -> None:
             super().__init__(file, PROTOCOL)
             self.needs: dict[Key, Definition] = {}
 
         def reducer_override(self, obj: Any) -> Any:
-            definition = _definitions.of(obj) if isinstance(obj, (type, FunctionType)) else None
+            rebuilt = _REBUILT.get(type(obj))
+            if rebuilt is not None and obj.__module__ == '__main__':
+                return rebuilt(obj)
+            return super().reducer_override(obj)
+
+    return InliningPickler
+
+
+@functools.cache
+def _value_pickler() -> Any:
+    class ValuePickler(_inlining_pickler()):  # type: ignore[misc]
+        '''Refers to definitions and sends the rest of ``__main__`` by value.'''
+
+        def reducer_override(self, obj: Any) -> Any:
+            definition = _definitions.of(obj) if isinstance(obj, _NAMED) else None
             if definition is None:
                 return super().reducer_override(obj)
             self.needs[definition.key] = definition
             return _resolve, definition.key
 
     return ValuePickler
+
+
+def _remember(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+_REBUILT: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
+    functools._lru_cache_wrapper: lambda obj: (_remember, (obj.__wrapped__, obj.cache_parameters())),
+    typing.NewType: lambda obj: (typing.NewType, (obj.__name__, obj.__supertype__)),
+    typing.ParamSpec: lambda obj: (typing.ParamSpec, (obj.__name__,)),
+    typing.TypeVarTuple: lambda obj: (typing.TypeVarTuple, (obj.__name__,)),
+}
+'''What pickles as a mere name, and how to make it anew.'''
+if sys.version_info >= (3, 12):
+    _REBUILT[typing.TypeAliasType] = lambda obj: (typing.TypeAliasType, (obj.__name__, obj.__value__))
+
+_NAMED: Final = (type, FunctionType, *_REBUILT)
+'''The types of what is found by its name.'''
 
 
 class _Definitions:
@@ -113,20 +156,18 @@ class _Definitions:
         self._by_object: dict[int, Definition] = {}
         self._count = 0
 
-    def of(self, obj: type | FunctionType) -> Definition | None:
+    def of(self, obj: Any) -> Definition | None:
         '''The definition of a class or function from the top level of ``__main__``, made at first sight.'''
         found = self._by_object.get(id(obj))
         if found is None and _is_top_level_of_main(obj):
             found = self._make(obj)
         return found
 
-    def _make(self, obj: type | FunctionType) -> Definition:
-        import cloudpickle
-
+    def _make(self, obj: Any) -> Definition:
         self._count += 1
         # The pid tells processes apart that were forked with the same table.
         key = (f'{os.getpid()}-{_birth}', self._count)
-        definition = Definition(key, _dumps((key, cloudpickle.dumps(obj, PROTOCOL)), PROTOCOL))
+        definition = Definition(key, _dumps((key, _dump_with(_inlining_pickler(), obj)[0]), PROTOCOL))
         self.add(definition, obj)
         return definition
 
@@ -140,14 +181,14 @@ _definitions: Final = _Definitions()
 _birth: Final = os.urandom(8).hex()
 
 
-def _is_top_level_of_main(obj: type | FunctionType) -> bool:
-    name = obj.__qualname__
+def _is_top_level_of_main(obj: Any) -> bool:
+    name = getattr(obj, '__qualname__', obj.__name__)
     return obj.__module__ == '__main__' and getattr(sys.modules['__main__'], name, None) is obj
 
 
 def define(body: bytes) -> Key:
     '''Take in a definition that the other side sent; return its key. One that can't be loaded fails when it is used.'''
-    key, data = pickle.loads(body)
+    key, data = _open(body)
     if key not in _definitions.by_key:
         try:
             obj = pickle.loads(data)
@@ -155,6 +196,13 @@ def define(body: bytes) -> Key:
             obj = _Unloadable(error)
         _definitions.add(Definition(key, body), obj)
     return (key[0], key[1])
+
+
+def _open(body: bytes) -> Any:
+    try:
+        return pickle.loads(body)
+    except Exception as error:
+        raise ProtocolError(f'a body of {len(body):,} bytes is not what it has to be: {error!r}') from error
 
 
 class _Unloadable:
@@ -178,9 +226,9 @@ def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
     try:
         data, needs = _encode_error(error)
         # Tried here, where the original is at hand: what can't be loaded must not fail at the other side.
-        if type(pickle.loads(data)) is not type(error):
+        if type(pickle.loads(data)) is not type(error) or any(len(body) > limit for _, body in needs):
             data, needs = b'', ()
-    except Exception:
+    except BaseException:
         data, needs = b'', ()
     body = _dumps((data, _type_name(error), _str(error), text), PROTOCOL)
     if len(body) <= limit:
@@ -190,17 +238,18 @@ def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
 
 def unpack_error(body: bytes, note: str) -> BaseException:
     '''The packed exception, with its remote traceback as the cause and `note` added.'''
-    data, name, message, text = pickle.loads(body)
+    data, name, message, text = _open(body)
     remote = RemoteError(name, message, text)
-    error: BaseException = remote
     if data:
         try:
-            error = pickle.loads(data)
+            error: BaseException = pickle.loads(data)
             error.__cause__ = remote
+            error.add_note(note)
+            return error
         except Exception as failure:
-            remote.add_note(f'it could not be loaded here: {failure!r}')
-    error.add_note(note)
-    return error
+            remote.add_note(f'it could not be loaded here: {type(failure).__name__}')
+    remote.add_note(note)
+    return remote
 
 
 def _encode_error(error: BaseException) -> Encoded:
@@ -216,7 +265,7 @@ def _error_pickler() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, BaseException) and not isinstance(obj, BaseExceptionGroup) and not _survives(obj):
-                return _rebuild, (type(obj), obj.args, obj.__dict__)
+                return _rebuild, (type(obj), obj.args, obj.__getstate__())
             return super().reducer_override(obj)
 
     return ErrorPickler
@@ -225,15 +274,20 @@ def _error_pickler() -> Any:
 def _survives(error: BaseException) -> bool:
     try:
         copy = pickle.loads(_dumps(error, PROTOCOL))
-    except Exception:
+    except BaseException:
         return False
     return type(copy) is type(error) and _str(copy) == _str(error)
 
 
-def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: Any) -> BaseException:
     error = cls.__new__(cls, *args)
+    builtin = next(base for base in cls.__mro__ if base.__module__ == 'builtins')
+    # Sets the fields in C, such as those of OSError.
+    builtin.__init__(error, *args)  # type: ignore[misc]
     error.args = args
-    error.__dict__.update(state)
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    for name, value in {**(attributes or {}), **(slots or {})}.items():
+        object.__setattr__(error, name, value)
     return error
 
 
@@ -244,6 +298,7 @@ def _type_name(error: BaseException) -> str:
 
 def _str(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as failure:
-        return f'<str() failed: {failure!r}>'
+        # Joined, it is a plain str, whatever __str__ has returned.
+        return ''.join([str(error)])
+    except BaseException as failure:
+        return f'<str() failed with {type(failure).__name__}>'

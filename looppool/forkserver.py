@@ -151,8 +151,9 @@ class _Server:
     def _become_worker(self, link: int, page: int, stderr: int, server: int) -> NoReturn:
         for report in self._reports.values():
             os.close(report)
-        self._control.close()
-        self._wake.close()
+        signal.set_wakeup_fd(-1)
+        for sock in (self._control, self._wake, self._wakeup):
+            sock.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _worker_main()(link, page, stderr, server)
 

@@ -16,8 +16,8 @@ from typing import Any, Final, Generic
 
 from tornado.ioloop import IOLoop
 
-from .codec import encode
-from .errors import Full, MessageTooBig
+from .codec import check_encoded, encode
+from .errors import Full
 from .protocol import Parcel, new_parcel
 from .roster import Slot, Waiter
 from .settings import Settings, make_launch, usable_cpus
@@ -188,17 +188,13 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             self._refuse()
         if number is not None and (number not in range(len(self.members)) or isinstance(number, bool)):
             raise ValueError(f'worker_num has to be from 0 to {len(self.members) - 1}, not {number!r}')
-        data, needs = encode(message)
-        if len(data) > self._max_message_bytes:
-            raise MessageTooBig(len(data), self._max_message_bytes)
+        data, needs = encoded = encode(message)
+        if needs or len(data) > self._max_message_bytes:
+            check_encoded(encoded, self._max_message_bytes)
         return new_parcel((data, needs, number, None, self._retries))
 
     def _refuse(self) -> None:
-        if self._thread not in (None, get_ident()):
-            raise RuntimeError(
-                f'pool {self.name!r} was used from another thread than that of its loop: '
-                f'use pool.ioloop.add_callback(pool.put_nowait, message)'
-            )
+        self._check_thread('put_nowait')
         raise self._refusal()
 
     async def _permit(self, size: int, number: int | None) -> Slot:

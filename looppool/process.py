@@ -79,12 +79,14 @@ class Process:
     :ivar pid: None until it is known.
     :ivar exitcode: as in `subprocess`, negative for a signal; None while it runs, and when nobody could tell.
     :ivar ended: whether the process is gone.
+    :ivar lost_with: the fork server that died and took this process along; else None.
     '''
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stderr: int, on_exit: Callable[[], None]) -> None:
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.ended = False
+        self.lost_with: ForkServer | None = None
         self._loop = loop
         self._on_exit = on_exit
         self._kill_wanted = False
@@ -209,18 +211,21 @@ def _start_forkserver(launch: Launch, process: Process, fds: Descriptors) -> Non
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
+        server = _fork_server(launch)
         try:
-            _fork_server(launch).fork(*fds, theirs.fileno())
+            server.fork(*fds, theirs.fileno())
         except OSError:
-            # The server died since it was last used; `_fork_server` sees that now and starts another.
-            _fork_server(launch).fork(*fds, theirs.fileno())
-    process._loop.add_reader(ours, _on_report, process, ours)
+            # It died since it was last used.
+            server.close()
+            server = _fork_server(launch)
+            server.fork(*fds, theirs.fileno())
+    process._loop.add_reader(ours, _on_report, process, ours, server)
 
 
 _STARTERS: Final = {'fork': _start_fork, 'forkserver': _start_forkserver, 'spawn': _start_spawn}
 
 
-def _on_report(process: Process, report: socket.socket) -> None:
+def _on_report(process: Process, report: socket.socket, server: ForkServer) -> None:
     try:
         data = report.recv(REPORT.size)
     except BlockingIOError:
@@ -232,8 +237,12 @@ def _on_report(process: Process, report: socket.socket) -> None:
         return
     process._loop.remove_reader(report)
     report.close()
-    # Without a report the server died, and the kernel has killed its children.
-    process._ended(REPORT.unpack(data)[0] if data else -signal.SIGKILL)
+    if data:
+        process._ended(REPORT.unpack(data)[0])
+    else:
+        # The server died, and the kernel has killed its children.
+        process.lost_with = server
+        process._ended(-signal.SIGKILL)
 
 
 def _reap(pid: int) -> int | None:
@@ -279,7 +288,10 @@ _servers_lock = threading.Lock()
 def _fork_server(launch: Launch) -> ForkServer:
     with _servers_lock:
         server = _servers.get(launch)
-        if server is None or not server.alive:
+        if server is not None and not server.alive:
+            server.close()
+            server = None
+        if server is None:
             options = {'sys_path': launch.sys_path(), 'preload': launch.preload}
             server = _servers[launch] = ForkServer(options, launch.environ(), launch.cwd)
         return server

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import MAX_BODY, Frame, Parser, check_size, pack_header
+from .frames import MAX_BODY, Frame, Parser, pack_header
 
 __all__ = ['Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Window', 'WorkerEnd', 'WorkerHandler', 'new_parcel']
 
@@ -222,7 +222,6 @@ class _End:
     def _send_definitions(self, needs: tuple[Definition, ...]) -> None:
         for key, body in needs:
             if key not in self._known:
-                check_size(len(body), self.max_body)
                 self._known.add(key)
                 self._send(Kind.DEFINE, 0, body)
 
@@ -316,10 +315,12 @@ class PoolEnd(_End):
         self._handler.on_done(size, count)
 
     def _on_failed(self, ident: int, body: bytes) -> None:
-        parcel = self.owed.pop(ident, None)
+        parcel = self.owed.get(ident)
         if parcel is None:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
+        # Still owed until the handler has understood the error.
         self._handler.on_failed(parcel, body)
+        del self.owed[ident]
 
     def _on_bye(self, _ident: int, _body: bytes) -> None:
         self._enter(State.ENDED)

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from tornado.ioloop import IOLoop
 
-from .codec import encode
+from .codec import check_encoded, encode
 from .errors import LoopPoolError, PoolBroken, PoolClosed, WorkerStartError
 from .handlers import Handlers
 from .member import Member
@@ -28,7 +28,7 @@ from .roster import RestartBudget, Roster, Slot
 from .settings import Settings
 from .statistics import PoolStatistics
 
-__all__ = ['Supervisor']
+__all__ = ['END', 'Supervisor']
 
 _log: Final = logging.getLogger('looppool')
 
@@ -73,7 +73,11 @@ class Supervisor:
         self._accepting = False
         self._supervising = True
         self._reason = 'was not started: await pool.start() first'
+        self._given_up = ''
+        '''Why no worker is replaced any more.'''
         self._cause: BaseException | None = None
+        self._lost_with: object = None
+        '''The last fork server whose death was paid for.'''
         self._closed = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._signals: tuple[int, ...] = ()
@@ -90,10 +94,12 @@ class Supervisor:
         :raises WorkerStartError: a worker failed to; the others are ended then. Its cause is the remote error.
         :raises PoolClosed: the pool was started before, or `stop` was called meanwhile.
         '''
+        self._check_thread('start')
         if self.state != 'new':
             raise PoolClosed(self.name, f'can be started only once, and it is {self.state}: make a new Pool')
         self._adopt_running_loop()
         self.encoded_worker = encode((self.settings.worker_class, self._options))
+        check_encoded(self.encoded_worker, self.settings.max_message_bytes)
         self.state = 'starting'
         self._reason = 'is still starting: await pool.start() first'
         try:
@@ -128,11 +134,21 @@ class Supervisor:
         if self.state != 'starting':
             raise self._refusal()
 
-    def _refusal(self, started: bool | None = None) -> LoopPoolError:
-        '''The error that says why the pool takes nothing, or why a task that it took did not end well.'''
+    def _refusal(self) -> LoopPoolError:
+        '''Why the pool takes nothing.'''
+        return self._closed_error(self._reason, None)
+
+    def _closed_error(self, reason: str, started: bool | None) -> LoopPoolError:
         if self.state == 'broken':
             return PoolBroken(self.name, self._budget.limit, self._budget.window, self._cause, started=started)
-        return PoolClosed(self.name, self._reason, started=started)
+        return PoolClosed(self.name, reason, started=started)
+
+    def _check_thread(self, method: str) -> None:
+        if self._thread not in (None, get_ident()):
+            raise RuntimeError(
+                f'pool {self.name!r} was used from another thread than that of its loop: '
+                f'use pool.ioloop.add_callback(pool.{method}, ...)'
+            )
 
     # What the members tell
 
@@ -166,11 +182,13 @@ class Supervisor:
         if self.state == 'starting':
             self._cause = self._cause or error
         elif self.state in ('running', 'stopping') and self._supervising:
-            self._replace(member, owed, error)
+            self._replace(member, owed, error, link.process.lost_with)
         else:
             self._give_up(member, owed)
 
-    def _replace(self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError) -> None:
+    def _replace(
+        self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError, lost_with: object
+    ) -> None:
         failed, moved_to = self._roster.bury(member.slot, owed)
         for slot in moved_to:
             self.members[slot.number].send_backlog()
@@ -178,15 +196,23 @@ class Supervisor:
             self._fail(member, parcel, _with_fate(error, started=True))
         # Its stderr was passed on when it was written: what the log needs is how it ended.
         _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
-        self._restart(member, error)
+        if lost_with is not None and lost_with is self._lost_with:
+            # All workers died with one fork server: that is one accident, and the first of them has paid for it.
+            self._start_after(0.0, member)
+        else:
+            self._lost_with = lost_with
+            self._restart(member, error)
 
     def _restart(self, member: Member, error: LoopPoolError) -> None:
         delay = self._budget.spend(self.asyncio_loop.time())
         if delay is None:
             self._break(error)
         else:
-            member.restarts += 1
-            member.restart_later(delay, self._start_again)
+            self._start_after(delay, member)
+
+    def _start_after(self, delay: float, member: Member) -> None:
+        member.restarts += 1
+        member.restart_later(delay, self._start_again)
 
     def _start_again(self, member: Member) -> None:
         try:
@@ -201,7 +227,7 @@ class Supervisor:
         member.slot.backlog.clear()
         for parcel, started in owed + waiting:
             member.slot.window.give(len(parcel.data), 1)
-            self._fail(member, parcel, self._refusal(started))
+            self._fail(member, parcel, self._closed_error(self._given_up, started))
 
     def _watch_heartbeats(self) -> None:
         timeout = self.settings.heartbeat_timeout
@@ -224,12 +250,14 @@ class Supervisor:
         :param timeout: seconds until what still runs is cancelled; a second later it is killed. Default:
             `stop_timeout`; None: no limit.
         '''
+        self._check_thread('stop')
         if self.state == 'starting':
             self._abandon('was stopped while it started')
         await self._close(self.settings.stop_timeout if timeout is _DEFAULT else timeout)
 
     async def kill(self) -> None:
         '''End the workers at once with SIGKILL; every task that has not ended fails with `PoolClosed`.'''
+        self._check_thread('kill')
         self._abandon('was killed')
         await self._close(None)
 
@@ -337,7 +365,7 @@ class Supervisor:
     def _give_up_supervising(self, reason: str) -> None:
         if self._supervising:
             self._supervising = False
-            self._reason = reason
+            self._given_up = reason
 
     def _refuse_more(self, reason: str, state: str = 'stopping') -> None:
         self._accepting = False
@@ -350,10 +378,10 @@ class Supervisor:
         if self.state in ('stopped', 'broken', 'new'):
             return
         self._give_up_supervising(reason)
-        self._refuse_more(self._reason, state)
+        self._refuse_more('is stopping', state)
         for member in self.members:
             member.cancel_restart()
-            member.kill(f'the pool {self._reason}')
+            member.kill(f'the pool {self._given_up}')
         self.changed.set()
 
     def _break(self, cause: LoopPoolError) -> None:

@@ -29,9 +29,9 @@ from tornado.ioloop import IOLoop
 
 from . import child
 from .channel import Channel
-from .codec import Key, decode, define, encode, pack_error
-from .errors import Full, MessageTooBig, PoolClosed, ProtocolError
-from .frames import Frame, check_size
+from .codec import Key, check_encoded, decode, define, encode, pack_error
+from .errors import Full, PoolClosed, ProtocolError
+from .frames import Frame
 from .protocol import Window, WorkerEnd
 from .status import TAKEN_UP, StatusPage
 from .watchdog import Watchdog
@@ -265,10 +265,10 @@ class WorkerMain:
         if get_ident() != self._thread:
             raise _wrong_thread('_put_nowait')
         end = self._end
-        body, needs = encode(result)
+        body, needs = encoded = encode(result)
         size = len(body)
-        if size > end.max_body:
-            raise MessageTooBig(size, end.max_body)
+        if needs or size > end.max_body:
+            check_encoded(encoded, end.max_body)
         if not end.results.try_take(size):
             self._overdraw(size)
         end.send_result(body, needs)
@@ -286,8 +286,8 @@ class WorkerMain:
     async def put(self, result: object) -> None:
         if get_ident() != self._thread:
             raise _wrong_thread('_put')
-        body, needs = encode(result)
-        check_size(len(body), self._end.max_body)
+        body, needs = encoded = encode(result)
+        check_encoded(encoded, self._end.max_body)
         async with self._put_turn:
             while not self._end.results.try_take(len(body)):
                 self._refuse_when_ended()

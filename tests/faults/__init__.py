@@ -1,0 +1,1 @@
+'''Every fault that the pool survives, made to happen.'''

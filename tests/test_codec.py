@@ -1,0 +1,276 @@
+'''What can't be reached by name in the other process travels by value, and comes home as what it was.'''
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from looppool.codec import decode, encode
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 30.0  # seconds for a script
+
+PEER = '''
+import pickle, sys
+from looppool.codec import decode, define, encode, pack_error
+
+def answer(body):
+    try:
+        return encode(do(decode(body)))
+    except Exception as error:
+        return encode(error)
+
+definitions, bodies, code = pickle.load(sys.stdin.buffer)
+do = eval(code)
+for body in definitions:
+    define(body)
+sys.stdout.buffer.write(pickle.dumps([answer(body) for body in bodies]))
+'''
+
+SCRIPT = f'''
+import dataclasses, enum, functools, pickle, subprocess, sys, types, typing
+from looppool.codec import decode, define, encode, pack_error, unpack_error
+
+def abroad(*objects, do='lambda obj: obj'):
+    """Send objects to a process that isn't this script; get back what `do`, run there, makes of each."""
+    encoded = [encode(obj) for obj in objects]
+    definitions = dict.fromkeys(definition.body for _, needs in encoded for definition in needs)
+    question = pickle.dumps((list(definitions), [data for data, _ in encoded], do))
+    peer = subprocess.run([sys.executable, '-c', {PEER!r}], input=question, stdout=subprocess.PIPE, check=True)
+    answers = pickle.loads(peer.stdout)
+    for definition in [definition for _, needs in answers for definition in needs]:
+        define(definition.body)
+    found = [decode(data) for data, _ in answers]
+    return found[0] if len(found) == 1 else found
+
+def raised_abroad(make):
+    body, needs = abroad(make, do='lambda make: pack_error(make())')
+    for definition in needs:
+        define(definition.body)
+    return unpack_error(body, 'raised abroad')
+
+def needs(obj):
+    return [definition.key for definition in encode(obj)[1]]
+
+def make_local():
+    class Local:
+        pass
+    return Local
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    class Inner:
+        pass
+    def times(self, factor):
+        return self.x * factor
+    @staticmethod
+    def double(x):
+        return 2 * x
+
+class Deep(Point):
+    def twin(self):
+        return Deep(self.x)
+
+class Pair(typing.NamedTuple):
+    a: int
+    b: int
+
+class Colour(enum.Enum):
+    RED = 1
+
+class Mishap(Exception):
+    def __init__(self, what, where):
+        super().__init__(what)
+        self.where = where
+
+class Haunted(types.new_class('Ghost', exec_body=lambda body: body.update(__module__='ghost'))):
+    pass
+
+sys.modules['ghost'] = types.ModuleType('ghost')
+sys.modules['ghost'].Ghost = Haunted.__base__
+
+def double(x):
+    return 2 * helper(x)
+
+def helper(x):
+    return x
+
+def make_point(x):
+    return Point(x)
+
+def make_mishap():
+    return Mishap('lost', where='here')
+
+@functools.lru_cache
+def remembered(x):
+    return 2 * x
+
+def calls_remembered(x):
+    return remembered(x)
+
+Number = typing.NewType('Number', int)
+T = typing.TypeVar('T')
+
+def with_a_new_type(x: Number) -> Number:
+    return Number(2 * x)
+
+def with_a_type_variable(x: T) -> typing.List[T]:
+    return 2 * x
+
+Local = make_local()
+twenty = 20
+print(eval(sys.argv[1]))
+'''
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], str]:
+    '''Prints what an expression is in a script's `__main__`.'''
+    path = tmp_path / 'script.py'
+    path.write_text(SCRIPT)
+
+    def evaluate(expression: str) -> str:
+        command = [sys.executable, str(path), expression]
+        env = {'PYTHONPATH': str(ROOT)}
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=env)
+        assert not ended.returncode, ended.stderr
+        return ended.stdout.strip()
+
+    return evaluate
+
+
+Script = Callable[[str], str]
+
+# By value, from one script to another process and back
+
+
+@pytest.mark.parametrize(
+    'function',
+    [
+        'lambda x: 2 * x',
+        'lambda x: x + twenty + 1',
+        'double',
+        'functools.partial(lambda a, b: a + b, 21)',
+        'Point(2).times',
+        'Point.double',
+        'remembered',
+        'calls_remembered',
+        'with_a_new_type',
+        'with_a_type_variable',
+    ],
+)
+def test_a_function_of_a_script_runs_elsewhere(script: Script, function: str) -> None:
+    assert script(f"abroad({function}, do='lambda function: function(21)')") == '42'
+
+
+@pytest.mark.parametrize('made', ['Point(1)', 'Deep(1)', 'Pair(1, 2)', 'Point.Inner()', 'Local()'])
+def test_what_comes_home_is_an_instance_of_the_very_class(script: Script, made: str) -> None:
+    assert script(f'type(abroad({made})) is type({made})') == 'True'
+
+
+@pytest.mark.parametrize('value', ['Point(1)', '[Point(1), {"deep": Deep(2)}]', 'Pair(1, 2)', '"__main__"'])
+def test_what_comes_home_is_equal(script: Script, value: str) -> None:
+    assert script(f'abroad({value}) == {value}') == 'True'
+
+
+@pytest.mark.parametrize('definition', ['Point', 'Deep', 'Local', 'Colour.RED', 'double'])
+def test_what_is_one_of_a_kind_comes_home_as_itself(script: Script, definition: str) -> None:
+    assert script(f'abroad({definition}) is {definition}') == 'True'
+
+
+@pytest.mark.parametrize(
+    ('sent', 'do', 'home'),
+    [
+        ('Point', 'lambda cls: cls(1)', 'Point'),
+        ('Deep(1)', 'lambda deep: deep.twin()', 'Deep'),
+        ('make_point', 'lambda make: make(1)', 'Point'),
+        ('lambda: Local()', 'lambda make: make()', 'Local'),
+    ],
+)
+def test_what_was_made_elsewhere_comes_home_as_well(script: Script, sent: str, do: str, home: str) -> None:
+    assert script(f'type(abroad({sent}, do={do!r})) is {home}') == 'True'
+
+
+def test_a_class_and_its_base_belong_together_elsewhere(script: Script) -> None:
+    check = "'lambda pair: isinstance(pair[0], type(pair[1]))'"
+
+    assert script(f'abroad((Deep(1), Point(2)), do={check})') == 'True'
+
+
+def test_a_function_that_is_mentioned_twice_is_one_elsewhere(script: Script) -> None:
+    assert script("abroad((double, [double]), do='lambda pair: pair[0] is pair[1][0]')") == 'True'
+
+
+def test_a_definition_has_one_key_in_all_messages(script: Script) -> None:
+    assert script('needs(Point(1)) == needs([Point, Point(2)]) and len(needs(Point(3)))') == '1'
+
+
+def test_a_message_refers_to_a_definition_instead_of_holding_it(script: Script) -> None:
+    assert script("b'times' in encode(Point(1))[0]") == 'False'
+
+
+@pytest.mark.parametrize('obj', ['lambda: 1', 'Local()', 'dataclasses.dataclass', '"__main__"'])
+def test_what_is_not_at_the_top_of_a_script_is_no_definition(script: Script, obj: str) -> None:
+    assert script(f'needs({obj})') == '[]'
+
+
+def test_a_definition_that_can_not_be_loaded_fails_only_who_uses_it(script: Script) -> None:
+    answer = script('abroad(Haunted(), Point(1))')
+
+    assert 'ghost' in answer and answer.endswith('Point(x=1)]')
+
+
+def test_an_exception_of_a_script_comes_home_as_its_own_type(script: Script) -> None:
+    assert script('[(type(e) is Mishap, str(e), e.where) for e in [raised_abroad(make_mishap)]]') == (
+        "[(True, 'lost', 'here')]"
+    )
+
+
+def test_the_definitions_of_an_exception_keep_to_the_limit_too(script: Script) -> None:
+    assert script('[len(body) <= 300 for _, body in pack_error(make_mishap(), 300)[1]] in ([], [True])') == 'True'
+
+
+# Within one process
+
+
+def test_what_pickle_can_do_is_left_to_it() -> None:
+    message = {'url': ['http://example.org/', b'body', 1.5, None, Path('x')]}
+
+    assert encode(message) == (pickle.dumps(message, 5), ())
+
+
+def test_functions_without_a_name_travel_by_value() -> None:
+    data, needs = encode(lambda x: x + 1)
+
+    assert decode(data)(1) == 2
+    assert needs == ()
+
+
+@pytest.mark.parametrize('message', [threading.Lock(), (x for x in ()), sys._getframe()], ids=type)
+def test_what_can_not_travel_is_an_error_of_encode(message: object) -> None:
+    with pytest.raises((TypeError, pickle.PicklingError)):
+        encode(message)
+
+
+def test_what_is_nested_too_deeply_is_an_error_of_encode() -> None:
+    nest: list[Any] = []
+    for _ in range(50_000):
+        nest = [nest]
+
+    with pytest.raises((RecursionError, pickle.PicklingError)):
+        encode(nest)
+
+
+def test_encode_gives_the_error_of_the_object_itself() -> None:
+    class Shy:
+        def __reduce__(self) -> str:
+            raise LookupError('too shy to travel')
+
+    with pytest.raises(LookupError, match='too shy to travel'):
+        encode(Shy())
