@@ -4,8 +4,8 @@
    is called to take up tasks or results.
 2. `work` gets a deadline. Past it, it returns True to be called again in the next turn of the loop, so that a long
    backlog of short tasks does not block the loop's other users.
-3. What is sent while reading or working leaves in one write at its end; what is sent elsewhere leaves in one write at
-   the next turn of the loop. A partial write waits for writability.
+3. What is sent while reading or working leaves in one write at its end; what is sent elsewhere, or can wait, leaves in
+   one write at the next turn of the loop. A partial write waits for writability.
 4. Whatever is wrong with the socket or the framing closes the channel, once, and is told to `on_closed`.
 '''
 
@@ -33,6 +33,8 @@ class End(Protocol):
 
     def receive_data(self, data: bytes) -> None: ...
     def data_to_send(self) -> bytes: ...
+    @property
+    def urgent(self) -> bool: ...
 
 
 class Channel:
@@ -77,7 +79,12 @@ class Channel:
 
     def wake(self) -> None:
         '''The link has something to send.'''
-        if not self._corked and not self._flush_scheduled:
+        if not self._corked:
+            self.wake_later()
+
+    def wake_later(self) -> None:
+        '''The link has something to send that can wait for the next turn of the loop, in company perhaps.'''
+        if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush_now, context=self._context)
 
@@ -163,7 +170,8 @@ class Channel:
             more = self._work(time.monotonic() + SLICE)
         finally:
             self._corked = False
-            self.flush()
+            if self.end.urgent:
+                self.flush()
         if more:
             self.work_soon()
 

@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 
 __all__ = [
     'die_with_parent',
+    'do_nothing',
     'enter',
     'ignore_stop_signals',
     'interpreter_flags',
@@ -52,12 +53,12 @@ def ignore_stop_signals() -> None:
     # The parent's wakeup descriptor is shared after a fork: what is written there would wake the parent.
     signal.set_wakeup_fd(-1)
     for signum in STOP_SIGNALS:
-        signal.signal(signum, _do_nothing)
+        signal.signal(signum, do_nothing)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _do_nothing(_signum: int, _frame: object) -> None:
-    pass
+def do_nothing(_signum: int, _frame: object) -> None:
+    '''A signal handler that lets a signal do no more than wake up.'''
 
 
 def enter(stderr_fd: int, parent_pid: int) -> None:
@@ -71,6 +72,8 @@ def enter(stderr_fd: int, parent_pid: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    # A forked one would give what the parent has read ahead.
+    sys.stdin = open(0, closefd=False)
     os.dup2(stderr_fd, 2)
     os.close(stderr_fd)
     faulthandler.enable(2)

@@ -5,12 +5,14 @@
 2. A class or function from the top level of ``__main__`` becomes a *definition*: it travels by value once per link,
    ahead of the first message that needs it, and messages refer to it. Lambdas, closures and local classes have no
    such name and travel inside each message.
+   A definition may need others, which travel ahead of it; the functions of all share one set of globals there.
 3. A definition is known by a key that is unique across processes, so its owner recognises it when it comes back:
    an instance of a script's class that a worker returns is an instance of the script's very class.
 4. `decode` is plain ``pickle.loads``; a message may only refer to definitions that arrived before it.
 5. `pack_error` never fails: an exception that can't travel as itself travels as `RemoteError`.
 '''
 
+import contextlib
 import functools
 import io
 import os
@@ -18,7 +20,7 @@ import pickle
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
@@ -33,14 +35,17 @@ Key = tuple[str, int]
 
 
 class Definition(NamedTuple):
-    '''A class or function that travels by value: its key, and its pickled key and value.'''
+    '''A class or function that travels by value.'''
 
     key: Key
     body: bytes
+    '''What travels: its key, its value, and the keys of `needs`, pickled.'''
+    needs: tuple['Definition', ...] = ()
+    '''The definitions that it refers to, and those that they refer to, in the order to send them.'''
 
 
 Encoded = tuple[bytes, tuple[Definition, ...]]
-'''A pickled object and the definitions that it refers to.'''
+'''A pickled object and the definitions that it needs, in the order to send them.'''
 
 _dumps: Final = pickle.dumps
 decode: Final[Callable[[bytes], Any]] = pickle.loads
@@ -73,7 +78,7 @@ def _dump_with(pickler_class: Any, obj: object) -> Encoded:
     file = io.BytesIO()
     pickler = pickler_class(file)
     pickler.dump(obj)
-    return file.getvalue(), tuple(pickler.needs.values())
+    return file.getvalue(), _in_order(pickler.needs.values())
 
 
 class _ReferencePickler(pickle.Pickler):
@@ -96,38 +101,58 @@ class _ReferencePickler(pickle.Pickler):
 
 
 @functools.cache
-def _inlining_pickler() -> Any:
+def _value_pickler() -> Any:
     import cloudpickle
 
-    class InliningPickler(cloudpickle.Pickler):  # type: ignore[misc]
-        '''Sends everything of ``__main__`` by value, also what even cloudpickle leaves to its name.'''
+    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+        '''Refers to definitions; sends the rest of ``__main__`` by value, also what cloudpickle leaves to its name.'''
 
         def __init__(self, file: io.BytesIO) -> None:
             super().__init__(file, PROTOCOL)
             self.needs: dict[Key, Definition] = {}
-
-        def reducer_override(self, obj: Any) -> Any:
-            rebuilt = _REBUILT.get(type(obj))
-            if rebuilt is not None and obj.__module__ == '__main__':
-                return rebuilt(obj)
-            return super().reducer_override(obj)
-
-    return InliningPickler
-
-
-@functools.cache
-def _value_pickler() -> Any:
-    class ValuePickler(_inlining_pickler()):  # type: ignore[misc]
-        '''Refers to definitions and sends the rest of ``__main__`` by value.'''
+            self._defines = _definitions.under_way
+            if self._defines:
+                self.globals_ref[id(vars(sys.modules['__main__']))] = _Namespace(origin=_origin())
 
         def reducer_override(self, obj: Any) -> Any:
             definition = _definitions.of(obj) if isinstance(obj, _NAMED) else None
-            if definition is None:
-                return super().reducer_override(obj)
-            self.needs[definition.key] = definition
-            return _resolve, definition.key
+            if definition is not None:
+                self.needs[definition.key] = definition
+                return _resolve, definition.key
+            rebuild = _REBUILT.get(type(obj))
+            if rebuild is not None and obj.__module__ == '__main__':
+                return rebuild(obj)
+            reduced = super().reducer_override(obj)
+            if self._defines and isinstance(obj, FunctionType) and isinstance(reduced, tuple):
+                return (*reduced[:5], _set_function_state)
+            return reduced
 
     return ValuePickler
+
+
+class _Namespace(dict[str, str]):
+    '''Stands for the globals of a script, which its definitions share wherever they are loaded.'''
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _namespace, (self['origin'],)
+
+
+@functools.cache
+def _namespace(origin: str) -> dict[str, Any]:
+    return {'__name__': '__main__', '__package__': None}
+
+
+def _set_function_state(function: FunctionType, state: tuple[Any, dict[str, Any]]) -> None:
+    '''Let a function of a definition find its globals, without turning back what they have become here.'''
+    from cloudpickle.cloudpickle import _function_setstate
+
+    known, slots = function.__globals__, state[1]
+    slots['__globals__'] = {
+        name: value
+        for name, value in slots['__globals__'].items()
+        if name not in known or isinstance(value, _NAMED)
+    }
+    _function_setstate(function, state)
 
 
 def _remember(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
@@ -152,33 +177,47 @@ class _Definitions:
     '''The definitions that this process has sent or received. They live as long as the process.'''
 
     def __init__(self) -> None:
-        self.by_key: dict[Key, Any] = {}
+        self.by_key: dict[Key, tuple[Definition, Any]] = {}
         self._by_object: dict[int, Definition] = {}
+        self.under_way: set[int] = set()
         self._count = 0
 
     def of(self, obj: Any) -> Definition | None:
-        '''The definition of a class or function from the top level of ``__main__``, made at first sight.'''
+        '''The definition of a class or function from the top level of ``__main__``, made at first sight.
+
+        None also for one that is just being made: where definitions need each other, the inner one has the outer one
+        by value.
+        '''
         found = self._by_object.get(id(obj))
-        if found is None and _is_top_level_of_main(obj):
+        if found is None and _is_top_level_of_main(obj) and id(obj) not in self.under_way:
             found = self._make(obj)
         return found
 
     def _make(self, obj: Any) -> Definition:
+        self.under_way.add(id(obj))
+        try:
+            data, needs = _dump_with(_value_pickler(), obj)
+        finally:
+            self.under_way.discard(id(obj))
         self._count += 1
-        # The pid tells processes apart that were forked with the same table.
-        key = (f'{os.getpid()}-{_birth}', self._count)
-        definition = Definition(key, _dumps((key, _dump_with(_inlining_pickler(), obj)[0]), PROTOCOL))
-        self.add(definition, obj)
-        return definition
+        key = (_origin(), self._count)
+        body = _dumps((key, data, [need.key for need in needs]), PROTOCOL)
+        return self.add(Definition(key, body, needs), obj)
 
-    def add(self, definition: Definition, obj: Any) -> None:
-        self.by_key[definition.key] = obj
+    def add(self, definition: Definition, obj: Any) -> Definition:
         # by_key keeps the object alive, so its id stays its own.
+        self.by_key[definition.key] = definition, obj
         self._by_object[id(obj)] = definition
+        return definition
 
 
 _definitions: Final = _Definitions()
 _birth: Final = os.urandom(8).hex()
+
+
+def _origin() -> str:
+    # The pid tells processes apart that were forked with the same table.
+    return f'{os.getpid()}-{_birth}'
 
 
 def _is_top_level_of_main(obj: Any) -> bool:
@@ -186,21 +225,37 @@ def _is_top_level_of_main(obj: Any) -> bool:
     return obj.__module__ == '__main__' and getattr(sys.modules['__main__'], name, None) is obj
 
 
+def _in_order(definitions: Iterable[Definition]) -> tuple[Definition, ...]:
+    '''The definitions and all that they need, each once, behind what it needs.'''
+    ordered: dict[Key, Definition] = {}
+    for definition in definitions:
+        for need in (*definition.needs, definition):
+            ordered[need.key] = need
+    return tuple(ordered.values())
+
+
 def define(body: bytes) -> Key:
-    '''Take in a definition that the other side sent; return its key. One that can't be loaded fails when it is used.'''
-    key, data = _open(body)
+    '''Take in a definition that the other side sent; return its key. One that can't be loaded fails when it is used.
+
+    :raises ProtocolError: `body` is no definition, or one that it needs has not come.
+    '''
+    with _understood(body):
+        (origin, number), data, keys = pickle.loads(body)
+        key = (str(origin), int(number))
+        needs = tuple(_definitions.by_key[need][0] for need in keys)
     if key not in _definitions.by_key:
         try:
             obj = pickle.loads(data)
         except Exception as error:
             obj = _Unloadable(error)
-        _definitions.add(Definition(key, body), obj)
-    return (key[0], key[1])
+        _definitions.add(Definition(key, body, needs), obj)
+    return key
 
 
-def _open(body: bytes) -> Any:
+@contextlib.contextmanager
+def _understood(body: bytes) -> Iterator[None]:
     try:
-        return pickle.loads(body)
+        yield
     except Exception as error:
         raise ProtocolError(f'a body of {len(body):,} bytes is not what it has to be: {error!r}') from error
 
@@ -211,7 +266,7 @@ class _Unloadable:
 
 
 def _resolve(origin: str, number: int) -> Any:
-    found = _definitions.by_key[origin, number]
+    _, found = _definitions.by_key[origin, number]
     if isinstance(found, _Unloadable):
         raise found.error
     return found
@@ -226,7 +281,7 @@ def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
     try:
         data, needs = _encode_error(error)
         # Tried here, where the original is at hand: what can't be loaded must not fail at the other side.
-        if type(pickle.loads(data)) is not type(error) or any(len(body) > limit for _, body in needs):
+        if type(pickle.loads(data)) is not type(error) or any(len(need.body) > limit for need in needs):
             data, needs = b'', ()
     except BaseException:
         data, needs = b'', ()
@@ -238,7 +293,8 @@ def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
 
 def unpack_error(body: bytes, note: str) -> BaseException:
     '''The packed exception, with its remote traceback as the cause and `note` added.'''
-    data, name, message, text = _open(body)
+    with _understood(body):
+        data, name, message, text = pickle.loads(body)
     remote = RemoteError(name, message, text)
     if data:
         try:

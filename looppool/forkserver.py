@@ -7,6 +7,7 @@
    garbage collector's sight, so that the children go on sharing those pages.
 '''
 
+import contextlib
 import gc
 import importlib
 import json
@@ -46,7 +47,8 @@ class ForkServer:
         options = {**options, 'control': theirs.fileno(), 'parent': os.getpid()}
         code = 'import sys, json; options = json.loads(sys.argv[1]); sys.path[:] = options["sys_path"]; '
         code += 'from looppool.forkserver import main; main(options)'
-        with theirs, child.stop_signals_blocked():
+        with contextlib.ExitStack() as undo, theirs, child.stop_signals_blocked():
+            undo.callback(self._control.close)
             self._process = subprocess.Popen(
                 [sys.executable, *child.interpreter_flags(), '-c', code, json.dumps(options)],
                 env=env,
@@ -54,6 +56,7 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -96,8 +99,9 @@ def main(options: dict[str, Any]) -> NoReturn:
     child.prepare_fork()
     gc.collect()
     gc.freeze()
+    server = _Server(control, options['parent'])
     try:
-        _Server(control, options['parent']).serve()
+        server.serve()
     except BaseException:
         traceback.print_exc()
     os._exit(0)
@@ -114,7 +118,7 @@ class _Server:
         for sock in (self._wake, wakeup):
             sock.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, child._do_nothing)
+        signal.signal(signal.SIGCHLD, child.do_nothing)
 
     def serve(self) -> None:
         poller = select.poll()

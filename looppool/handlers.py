@@ -30,7 +30,7 @@ class Handlers:
     '''
 
     def __init__(self, name: str, changed: asyncio.Event) -> None:
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Task[None] | None] = set()
         self.stoppers = 0
         self._name = name
         self._changed = changed
@@ -48,6 +48,8 @@ class Handlers:
         except FAILURES:
             _log.exception('process_message of pool %r failed', self._name)
             end_result(result_done)
+        finally:
+            self._ended()
 
     def fail(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
         '''Tell the application that the task in `data` ended with `error`.'''
@@ -68,17 +70,18 @@ class Handlers:
             await outcome
         except FAILURES:
             self._log_failure()
+        finally:
+            self._ended()
 
     def _log_failure(self) -> None:
         _log.exception('process_failure of pool %r failed', self._name)
 
     def _run(self, handling: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(handling)
-        self.running.add(task)
-        task.add_done_callback(self._ended)
+        self.running.add(asyncio.get_running_loop().create_task(handling))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.running.discard(task)
+    def _ended(self) -> None:
+        # Said by the task itself: a done callback would cost every result one more turn of the loop.
+        self.running.discard(asyncio.current_task())
         self._changed.set()
 
 

@@ -47,6 +47,8 @@ class _Link:
         self.member = member
         self.was_ready = False
         self.said_bye = False
+        self.dismissed = False
+        '''Whether the pool killed it for reasons of its own.'''
         self.fault = ''
         '''Why the pool killed it.'''
         self.start_error: BaseException | None = None
@@ -58,7 +60,7 @@ class _Link:
         self.channel = Channel(ours, self._loop, self._work, self._on_closed)
         settings = self._pool.settings
         results = Window(settings.result_window, settings.window_bytes)
-        self.end = PoolEnd(self, self._inbox.append, self.channel.wake, results)
+        self.end = PoolEnd(self, self._inbox.append, self.channel.wake, results, self.channel.wake_later)
         self.end.limit_bodies(settings.max_message_bytes)
         self.channel.open(self.end)
         try:
@@ -109,6 +111,8 @@ class _Link:
         else:
             self._take_up(handler, deadline)
         self.member.results += before - len(self._inbox)
+        if self._pool.draining:
+            self._pool.changed.set()
         return bool(self._inbox)
 
     def _take_up(self, handler: Callable[..., Any], deadline: float) -> None:
@@ -134,16 +138,17 @@ class _Link:
         size = count = 0
         while inbox:
             body = inbox.popleft()[2]
+            size += len(body)
+            count += 1
             try:
                 outcome = handler(decode(body), _done_on_return)
                 if outcome is not None and inspect.isawaitable(outcome):
+                    size -= len(body)
+                    count -= 1
                     self.end.results.take(len(body))
                     self._pool.handlers.follow(outcome, self._receipt(len(body)), done_on_return=True)
-                    continue
             except FAILURES:
                 self._log_failure()
-            size += len(body)
-            count += 1
             if clock() > deadline:
                 break
         self._give_credit(size, count)
@@ -171,8 +176,13 @@ class _Link:
                 self._pool.changed.set()
 
     @property
+    def unread(self) -> int:
+        '''Results that have come and were not taken up.'''
+        return len(self._inbox)
+
+    @property
     def results_pending(self) -> int:
-        return len(self._inbox) + self.end.results.used
+        return self.unread + self.end.results.used
 
     # The end
 
@@ -185,7 +195,6 @@ class _Link:
 
     def _on_closed(self, error: ProtocolError | None) -> None:
         if error:
-            _log.error('worker %d (pid %s) broke the protocol: %s', self.member.number, self.process.pid, error)
             self.kill(f'it broke the protocol: {error}')
         else:
             self._loop.call_later(_EXIT_GRACE, self.kill, 'it closed its link and did not exit')
@@ -213,7 +222,8 @@ class _Link:
             return died
         if self.start_error is None:
             return WorkerStartError(number, process.pid, self.fault or died.how, process.stderr_end())
-        error = WorkerStartError(number, process.pid, f'_initialise failed with {self.start_error!r}')
+        text = str(self.start_error).partition('\n')[0]
+        error = WorkerStartError(number, process.pid, f'it failed with {type(self.start_error).__name__}: {text}')
         error.__cause__ = self.start_error
         return error
 
@@ -268,9 +278,16 @@ class Member:
     @property
     def results_pending(self) -> int:
         '''Results that have come from this worker, or from one that it replaced, and are not done.'''
+        return sum(link.results_pending for link in self._links())
+
+    @property
+    def unread(self) -> int:
+        '''Those of them that were not taken up.'''
+        return sum(link.unread for link in self._links())
+
+    def _links(self) -> list[_Link]:
         self._former = [link for link in self._former if link.results_pending]
-        links = [*self._former, self.link] if self.link else self._former
-        return sum(link.results_pending for link in links)
+        return [*self._former, self.link] if self.link else self._former
 
     def heartbeat_age(self) -> float | None:
         '''Seconds since the worker's loop last turned; None before it has, and where there is no process.'''
@@ -280,10 +297,13 @@ class Member:
     # For the pool
 
     def start(self) -> None:
-        '''Start a process. OSError if the system can't.'''
+        '''Start a process. WorkerStartError if the system can't.'''
         self.state = 'starting'
         self._restart = None
-        self.link = _Link(self)
+        try:
+            self.link = _Link(self)
+        except OSError as error:
+            raise WorkerStartError(self.number, None, f'the system cannot start its process: {error}') from error
 
     def restart_later(self, delay: float, start: Callable[['Member'], None]) -> None:
         self.state = 'restarting'
@@ -293,6 +313,7 @@ class Member:
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
+            self.state = 'stopped'
 
     def send_backlog(self) -> None:
         '''Send what waited for the worker to be ready.'''
@@ -309,16 +330,18 @@ class Member:
             self.link.end.pill()
             self.state = 'stopping'
         else:
-            self.link.kill('the pool was stopped')
+            self.dismiss('the pool was stopped')
 
     def cancel(self) -> None:
         '''Cancel every task of the worker.'''
         if self.link is not None and self.link.was_ready:
             self.link.end.cancel()
 
-    def kill(self, fault: str) -> None:
+    def dismiss(self, reason: str) -> None:
+        '''Kill the worker, which has done nothing wrong.'''
         if self.link is not None:
-            self.link.kill(fault)
+            self.link.dismissed = True
+            self.link.kill(reason)
 
     def bury(self) -> list[tuple[Parcel, bool]]:
         '''The process has ended: let go of it, and return what it owed.'''

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic
 from tornado.ioloop import IOLoop
 
 from .codec import check_encoded, encode
-from .errors import Full
+from .errors import Full, PoolBroken, PoolClosed
 from .protocol import Parcel, new_parcel
 from .roster import Slot, Waiter
 from .settings import Settings, make_launch, usable_cpus
@@ -75,7 +75,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
     '''Called once, as ``process_failure(task, error)``, for every accepted task that did not end well.
 
     A plain function or a coroutine; assign yours, or define it in a subclass. By default, it logs the error with the
-    remote traceback.
+    remote traceback; of the tasks that end with the pool itself, only their number.
     '''
 
     def __init__(
@@ -239,4 +239,8 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             raise self._refusal()
 
     def _log_failure(self, task: TaskT, error: BaseException) -> None:
+        if isinstance(error, (PoolClosed, PoolBroken)):
+            # One line for all of them, when the pool has ended.
+            self.untold += 1
+            return
         _log.error('task %s failed: %s', reprlib.repr(task), error, exc_info=error)

@@ -12,7 +12,6 @@ import asyncio
 import atexit
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -32,6 +31,8 @@ __all__ = ['CONTEXTS', 'Launch', 'Process', 'close_fork_servers', 'default_conte
 CONTEXTS: Final = ('fork', 'forkserver', 'spawn')
 _STDERR_KEPT: Final = 4096
 '''How much of the end of stderr is kept, in bytes: a Python traceback of some depth.'''
+_LAST_READS: Final = 8
+'''How often stderr is read after the end: more than what a pipe holds.'''
 
 
 def default_context() -> str:
@@ -120,8 +121,10 @@ class Process:
         self.ended = True
         self.exitcode = exitcode
         self._loop.remove_reader(self._stderr_fd)
-        while self._relay_stderr():
-            pass
+        # Bounded, as a child of the worker may have inherited the pipe and go on writing.
+        for _ in range(_LAST_READS):
+            if not self._relay_stderr():
+                break
         os.close(self._stderr_fd)
         self._on_exit()
 
@@ -196,21 +199,21 @@ def _start_spawn(launch: Launch, process: Process, fds: Descriptors) -> None:
             cwd=launch.cwd,
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
+            stderr=fds[2],
         )
     _watch_child(process, popen.pid, popen.wait)
 
 
 def _package_root() -> str:
     '''The folder that holds the package looppool.'''
-    spec = importlib.util.find_spec('looppool')
-    assert spec is not None and spec.origin is not None
-    return os.path.dirname(os.path.dirname(spec.origin))
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _start_forkserver(launch: Launch, process: Process, fds: Descriptors) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    with theirs:
+    with contextlib.ExitStack() as undo, theirs:
+        undo.callback(ours.close)
         server = _fork_server(launch)
         try:
             server.fork(*fds, theirs.fileno())
@@ -219,6 +222,7 @@ def _start_forkserver(launch: Launch, process: Process, fds: Descriptors) -> Non
             server.close()
             server = _fork_server(launch)
             server.fork(*fds, theirs.fileno())
+        undo.pop_all()
     process._loop.add_reader(ours, _on_report, process, ours, server)
 
 

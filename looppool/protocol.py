@@ -1,7 +1,8 @@
 '''One link's state, without any I/O: bytes in → handler calls, calls → bytes out.
 
 1. A link has two ends, `PoolEnd` and `WorkerEnd`. Both have the same verbs: `receive_data` takes bytes from the
-   transport, `data_to_send` gives the bytes to write, and `wake` is called when there is something to write again.
+   transport, `data_to_send` gives the bytes to write, and `wake` is called when there is something to write again;
+   the pool's end calls `wake_later` for credit, which is in no hurry.
 2. A frame that its sender may not send in the present state is a `ProtocolError`; `_LEGAL` is the whole table.
 3. Task ids start at 1 and increase by one. Each task ends once: DONE (ids in batches) or FAILED. An id answered twice
    or never given is a `ProtocolError`.
@@ -78,6 +79,9 @@ _LEGAL: Final[dict[Kind, tuple[State, ...]]] = {
 # Plain ints pack faster than members of an IntEnum.
 _RESULT: Final = int(Kind.RESULT)
 _TASK: Final = int(Kind.TASK)
+OWN_BODY: Final = 64 * 1024
+'''What the link's own frames may take in any case, in bytes: lists of ids, errors.'''
+_MOST_IDS: Final = OWN_BODY // 8
 _NO_DEFINITIONS: Final[tuple[Definition, ...]] = ()
 _BYTES: Final = struct.Struct('<Q')
 
@@ -165,7 +169,7 @@ class _End:
     '''The kind that is handed on through `deliver`.'''
 
     def __init__(self, deliver: Callable[[Frame], None], wake: Callable[[], None]) -> None:
-        self.max_body = MAX_BODY
+        self.max_body = self.max_own_body = MAX_BODY
         self._deliver = deliver
         self._wake = wake
         self._parser = Parser()
@@ -181,7 +185,8 @@ class _End:
 
     def limit_bodies(self, max_body: int) -> None:
         '''Set the cap on a body, for both directions, in bytes.'''
-        self.max_body = self._parser.max_body = max_body
+        self.max_body = max_body
+        self._parser.max_body = self.max_own_body = max(max_body, OWN_BODY)
 
     def receive_data(self, data: bytes) -> None:
         '''Take bytes from the transport; raise `ProtocolError` if they are not what they have to be.'''
@@ -207,6 +212,11 @@ class _End:
         self._out.clear()
         return data
 
+    @property
+    def urgent(self) -> bool:
+        '''Whether there is something to send that somebody may be waiting for.'''
+        return bool(self._out)
+
     def _send_owing(self) -> None:
         '''Send what was held back to leave in one frame.'''
         raise NotImplementedError
@@ -220,10 +230,10 @@ class _End:
         self._out += (pack_header(len(body), kind, ident), body)
 
     def _send_definitions(self, needs: tuple[Definition, ...]) -> None:
-        for key, body in needs:
-            if key not in self._known:
-                self._known.add(key)
-                self._send(Kind.DEFINE, 0, body)
+        for definition in needs:
+            if definition.key not in self._known:
+                self._known.add(definition.key)
+                self._send(Kind.DEFINE, 0, definition.body)
 
 
 class PoolEnd(_End):
@@ -241,8 +251,10 @@ class PoolEnd(_End):
         deliver: Callable[[Frame], None],
         wake: Callable[[], None],
         results: Window,
+        wake_later: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(deliver, wake)
+        self._wake_later = wake_later or wake
         self.owed: dict[int, Parcel] = {}
         self.results = results
         self._handler = handler
@@ -289,7 +301,8 @@ class PoolEnd(_End):
     def give_credit(self, size: int, count: int) -> None:
         '''`count` results of `size` bytes in all are done: let the worker put as many again.'''
         if not self._credits:
-            self._wake()
+            # A receiver of results often puts a task next: the credit travels with it.
+            self._wake_later()
         self._credits += count
         self._credit_bytes += size
 
@@ -304,15 +317,16 @@ class PoolEnd(_End):
 
     def _on_done(self, _ident: int, body: bytes) -> None:
         count, rest = divmod(len(body), 8)
-        owed, size = self.owed, 0
+        if rest:
+            raise ProtocolError(f'a list of ids takes {len(body)} bytes, no multiple of 8')
+        owed, before, size = self.owed, len(self.owed), 0
         try:
-            if rest:
-                raise ProtocolError(f'a list of ids takes {len(body)} bytes, no multiple of 8')
             for ident in struct.unpack(f'<{count}Q', body):
                 size += len(owed.pop(ident).data)
         except KeyError as error:
             raise ProtocolError(f'task {error} was answered, but it is not owed') from None
-        self._handler.on_done(size, count)
+        finally:
+            self._handler.on_done(size, before - len(owed))
 
     def _on_failed(self, ident: int, body: bytes) -> None:
         parcel = self.owed.get(ident)
@@ -339,7 +353,6 @@ class WorkerEnd(_End):
         super().__init__(deliver, wake)
         self.results = Window(1, 1)
         self._handler = handler
-        self._last_id = 0
         self._done: list[int] = []
         self._table = {
             Kind.CONFIGURE: self._on_configure,
@@ -382,10 +395,15 @@ class WorkerEnd(_End):
         self._send(Kind.BYE)
         self._enter(State.ENDED)
 
+    @property
+    def urgent(self) -> bool:
+        return bool(self._out or self._done)
+
     def _send_owing(self) -> None:
-        if self._done:
-            self._append(Kind.DONE, 0, struct.pack(f'<{len(self._done)}Q', *self._done))
-            self._done.clear()
+        for start in range(0, len(self._done), _MOST_IDS):
+            ids = self._done[start : start + _MOST_IDS]
+            self._append(Kind.DONE, 0, struct.pack(f'<{len(ids)}Q', *ids))
+        self._done.clear()
 
     def _on_configure(self, _ident: int, body: bytes) -> None:
         self._enter(State.STARTING)

@@ -128,8 +128,8 @@ def make_launch(
     return Launch(
         context,
         env=tuple((env or {}).items()),
-        cwd=None if cwd is None else os.fspath(cwd),
-        path=tuple(os.fspath(folder) for folder in path),
+        cwd=None if cwd is None else os.path.abspath(cwd),
+        path=tuple(os.path.abspath(folder) for folder in path),
         preload=modules,
         executable=executable,
     )

@@ -7,7 +7,6 @@ machine store writes whole.
 
 import mmap
 import os
-import tempfile
 from typing import Final
 
 __all__ = ['TAKEN_UP', 'StatusPage']
@@ -59,5 +58,7 @@ class StatusPage:
 def _anonymous_file() -> int:
     if hasattr(os, 'memfd_create'):
         return os.memfd_create('looppool-status')
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -73,6 +73,8 @@ class Supervisor:
         self._accepting = False
         self._supervising = True
         self._reason = 'was not started: await pool.start() first'
+        self.untold = 0
+        '''Tasks that ended with the pool, and about which the log has said nothing.'''
         self._given_up = ''
         '''Why no worker is replaced any more.'''
         self._cause: BaseException | None = None
@@ -132,7 +134,7 @@ class Supervisor:
         if self._cause is not None:
             raise self._cause
         if self.state != 'starting':
-            raise self._refusal()
+            raise self._closed_error(self._given_up, None)
 
     def _refusal(self) -> LoopPoolError:
         '''Why the pool takes nothing.'''
@@ -181,7 +183,11 @@ class Supervisor:
         self.changed.set()
         if self.state == 'starting':
             self._cause = self._cause or error
-        elif self.state in ('running', 'stopping') and self._supervising:
+            return
+        if not link.said_bye and not link.dismissed:
+            # Its stderr was passed on when it was written: what the log needs is how it ended.
+            _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
+        if self._supervising:
             self._replace(member, owed, error, link.process.lost_with)
         else:
             self._give_up(member, owed)
@@ -194,8 +200,6 @@ class Supervisor:
             self.members[slot.number].send_backlog()
         for parcel in failed:
             self._fail(member, parcel, _with_fate(error, started=True))
-        # Its stderr was passed on when it was written: what the log needs is how it ended.
-        _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
         if lost_with is not None and lost_with is self._lost_with:
             # All workers died with one fork server: that is one accident, and the first of them has paid for it.
             self._start_after(0.0, member)
@@ -217,9 +221,8 @@ class Supervisor:
     def _start_again(self, member: Member) -> None:
         try:
             member.start()
-        except OSError as error:
-            failure = WorkerStartError(member.number, None, f'the system cannot start a process: {error}')
-            self._restart(member, failure)
+        except WorkerStartError as error:
+            self._restart(member, error)
 
     def _give_up(self, member: Member, owed: list[tuple[Parcel, bool]]) -> None:
         '''Fail all that the member had accepted; nobody will run it any more.'''
@@ -235,8 +238,8 @@ class Supervisor:
             return
         for member in self.members:
             age = member.heartbeat_age()
-            if member.state == 'ready' and age is not None and age > timeout:
-                member.kill(f'its loop has not turned for {age:.1f} s')
+            if member.link and member.state == 'ready' and age is not None and age > timeout:
+                member.link.kill(f'its loop has not turned for {age:.1f} s')
         self.asyncio_loop.call_later(timeout / 4, self._watch_heartbeats)
 
     # Stopping
@@ -278,6 +281,8 @@ class Supervisor:
         Default: SIGTERM and SIGINT. Await `join`, which tells the signal, and exit with ``128 + signal``.
         The handlers are removed when the pool has stopped.
         '''
+        if self._thread is None:
+            raise self._refusal()
         self._signals = signals or (signal.SIGTERM, signal.SIGINT)
         for signum in self._signals:
             self.asyncio_loop.add_signal_handler(signum, self._on_signal, signum)
@@ -353,7 +358,8 @@ class Supervisor:
         return not tasks and pending <= stoppers and len(self.handlers.running) <= stoppers
 
     def _is_empty(self) -> bool:
-        return all(member.link is None for member in self.members)
+        '''Whether every process is gone and all that came from them was taken up.'''
+        return all(member.link is None and not member.unread for member in self.members)
 
     async def _until(self, condition: Callable[[], bool], deadline: float | None) -> None:
         '''Wait until `condition` holds or the loop's clock has reached `deadline`.'''
@@ -381,7 +387,7 @@ class Supervisor:
         self._refuse_more('is stopping', state)
         for member in self.members:
             member.cancel_restart()
-            member.kill(f'the pool {self._given_up}')
+            member.dismiss(f'the pool {self._given_up}')
         self.changed.set()
 
     def _break(self, cause: LoopPoolError) -> None:
@@ -396,7 +402,10 @@ class Supervisor:
         if self.state != 'broken':
             self.state, self._reason = 'stopped', 'has stopped'
         for member in self.members:
+            member.state = 'stopped'
             self._give_up(member, [])
+        if self.untold:
+            _log.error('pool %r %s: %d tasks had not ended', self.name, self._given_up, self.untold)
         self._results.put_nowait((END, None))
         self._closed.set()
 

@@ -90,6 +90,7 @@ class WorkerMain:
         '''Those that said they are done while an exception passes through their handler.'''
         self._overdrawn: set[int] = set()
         '''Those that have once put a result beyond the window's bytes.'''
+        self._misconfigured: Exception | None = None
         self._watchdog: Watchdog | None = None
         self._concurrency = 1
         self._working = False
@@ -104,8 +105,14 @@ class WorkerMain:
     # Starting
 
     def on_configure(self, body: bytes) -> None:
-        '''Set up the process before anything of the user is imported.'''
-        self._configuration = configuration = pickle.loads(body)
+        '''Set up the process before anything of the user is imported. What goes wrong fails the start that follows.'''
+        try:
+            self._configure(pickle.loads(body))
+        except Exception as error:
+            self._misconfigured = error
+
+    def _configure(self, configuration: dict[str, Any]) -> None:
+        self._configuration = configuration
         sys.path[:] = configuration['sys_path'] or [*configuration['path'], *sys.path]
         _set_environ(configuration['environ'])
         if configuration['cwd'] is not None:
@@ -122,6 +129,8 @@ class WorkerMain:
 
     async def _start(self, body: bytes) -> None:
         try:
+            if self._misconfigured is not None:
+                raise self._misconfigured
             self.worker = self._make_worker(*decode(body))
             self._beat()
             outcome = self.worker._initialise(**self.worker._options)
@@ -129,7 +138,7 @@ class WorkerMain:
                 await outcome
             self._start_watchdog()
         except BaseException as error:
-            self._end.start_failed(*pack_error(error, self._end.max_body))
+            self._end.start_failed(*pack_error(error, self._end.max_own_body))
             await self._channel.drained()
             self._leave(1)
         else:
@@ -243,7 +252,7 @@ class WorkerMain:
     def _fail(self, ident: int, error: BaseException) -> None:
         if ident in self._open:
             self._deferred.discard(ident)
-            self._end.failed(ident, *pack_error(error, self._end.max_body))
+            self._end.failed(ident, *pack_error(error, self._end.max_own_body))
             self._forget(ident)
         else:
             _log.error('a handler of worker %d raised after its task was done', self.worker._number, exc_info=error)
@@ -288,6 +297,9 @@ class WorkerMain:
             raise _wrong_thread('_put')
         body, needs = encoded = encode(result)
         check_encoded(encoded, self._end.max_body)
+        if not self._put_turn.locked() and self._end.results.try_take(len(body)):
+            self._end.send_result(body, needs)
+            return
         async with self._put_turn:
             while not self._end.results.try_take(len(body)):
                 self._refuse_when_ended()

@@ -93,7 +93,7 @@ def _snapshot() -> dict[str, set[object]]:
         'processes': _processes(),
         'threads': {thread for thread in threading.enumerate() if 'pytest_timeout' not in thread.name},
         'descriptors': _descriptors(),
-        'shared memory': set(os.listdir('/dev/shm')),
+        'segments': _segments(),
     }
 
 
@@ -105,6 +105,12 @@ def _processes() -> set[object]:
     '''The descendants of this process; fork servers stay warm for the next test, but their children may not stay.'''
     servers = set(process.fork_server_pids())
     return {child.pid for child in psutil.Process().children(recursive=True) if child.pid not in servers}
+
+
+def _segments() -> set[object]:
+    '''The shared memory that this process has mapped.'''
+    with open('/proc/self/maps') as maps:
+        return {line.split()[0] for line in maps if 'looppool' in line and 'memfd' in line}
 
 
 def _descriptors() -> set[object]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from looppool.codec import decode, encode
+from looppool.codec import Definition, check_encoded, decode, define, encode, unpack_error
+from looppool.errors import MessageTooBig, ProtocolError
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 30.0  # seconds for a script
@@ -123,6 +124,19 @@ def with_a_new_type(x: Number) -> Number:
 def with_a_type_variable(x: T) -> typing.List[T]:
     return 2 * x
 
+def ping(x):
+    return pong(x, 2) if x else 42
+
+def pong(x, step):
+    return ping(0)
+
+class Node:
+    def make(self):
+        return make_node()
+
+def make_node():
+    return Node()
+
 Local = make_local()
 twenty = 20
 print(eval(sys.argv[1]))
@@ -163,6 +177,7 @@ Script = Callable[[str], str]
         'calls_remembered',
         'with_a_new_type',
         'with_a_type_variable',
+        'ping',
     ],
 )
 def test_a_function_of_a_script_runs_elsewhere(script: Script, function: str) -> None:
@@ -191,6 +206,7 @@ def test_what_is_one_of_a_kind_comes_home_as_itself(script: Script, definition: 
         ('Deep(1)', 'lambda deep: deep.twin()', 'Deep'),
         ('make_point', 'lambda make: make(1)', 'Point'),
         ('lambda: Local()', 'lambda make: make()', 'Local'),
+        ('Node()', 'lambda node: node.make().make()', 'Node'),
     ],
 )
 def test_what_was_made_elsewhere_comes_home_as_well(script: Script, sent: str, do: str, home: str) -> None:
@@ -274,3 +290,20 @@ def test_encode_gives_the_error_of_the_object_itself() -> None:
 
     with pytest.raises(LookupError, match='too shy to travel'):
         encode(Shy())
+
+
+def test_the_cap_counts_for_an_object_and_for_each_definition() -> None:
+    encoded = b'x' * 10, (Definition(('a', 1), b'y' * 10, ()), Definition(('a', 2), b'z' * 11, ()))
+
+    check_encoded(encoded, 11)
+
+    for limit in (9, 10):
+        with pytest.raises(MessageTooBig, match=f'over the cap of {limit}'):
+            check_encoded(encoded, limit)
+
+
+@pytest.mark.parametrize('body', [b'', b'garbage', pickle.dumps(3), pickle.dumps(()), pickle.dumps([[], 3])])
+@pytest.mark.parametrize('take', [define, lambda body: unpack_error(body, 'a note')], ids=['definition', 'error'])
+def test_a_body_that_is_not_what_it_has_to_be_breaks_the_protocol(take: Callable[[bytes], object], body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        take(body)

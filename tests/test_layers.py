@@ -19,8 +19,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__i
 
 LAYERS = {
     0: ('errors', 'frames', 'codec', 'protocol', 'roster'),
-    1: ('status', 'channel', 'child', 'forkserver', 'process', 'watchdog', 'worker'),
-    2: ('settings', 'statistics', 'member', 'pool'),
+    1: ('status', 'channel', 'child', 'forkserver', 'process', 'watchdog', 'worker', 'workermain'),
+    2: ('settings', 'statistics', 'handlers', 'member', 'supervisor', 'pool'),
 }
 '''Every other module is optional: layer 3.'''
 

@@ -1,6 +1,7 @@
 '''Results: how many, when, and their credit on both sides, for every start method.'''
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -367,6 +368,28 @@ async def test_stop_waits_for_the_handlers_of_results(context: str) -> None:
     async with pool:
         pool.put_nowait(1)
     assert seen == [1]
+
+
+class Ponderous:
+    '''Takes longer to load than the pool stays at loading in one turn of its loop.'''
+
+    def __reduce__(self) -> Any:
+        return time.sleep, (0.01,)
+
+
+class GivesPonderous(Worker[int, Any]):
+    @task_done
+    def _process_message(self, count: int) -> None:
+        for _ in range(count):
+            self._put_nowait(Ponderous())
+
+
+async def test_stop_ends_when_the_last_result_was_taken_in(context: str) -> None:
+    async with Pool(pool_size=1, worker_class=GivesPonderous, context=context, stop_timeout=None) as pool:
+        pool.put_nowait(5)
+        async with asyncio.timeout(20):
+            await pool.stop()
+    assert await rest_of(pool) == [None] * 5
 
 
 # The pool's side: results()

@@ -235,26 +235,28 @@ async def test_done_twice_is_a_value_error_and_done_outside_a_task_a_runtime_err
 variable: contextvars.ContextVar[int | None] = contextvars.ContextVar('variable', default=None)
 
 
-class WithContext(Worker[Any, Any]):
-    def _process_message(self, message: int) -> Any:
+class SetsVariable(Worker[Any, Any]):
+    @task_done
+    def _process_message(self, message: int) -> None:
         self._put_nowait(variable.get())
         variable.set(message)
-        if message % 2:
-            return self._later(message)
-        self._task_done()
-        return None
-
-    @task_done
-    async def _later(self, message: int) -> None:
-        await asyncio.sleep(0)
-        assert variable.get() == message
 
     def _finalise(self) -> None:
         self._put_nowait(variable.get())
 
 
-async def test_context_variables_stay_within_their_task(context: str) -> None:
-    results, failures = await run(WithContext, *range(6), context=context)
+class SetsVariableInCoroutine(SetsVariable):
+    @task_done
+    async def _process_message(self, message: int) -> None:
+        self._put_nowait(variable.get())
+        variable.set(message)
+        await asyncio.sleep(0)
+        assert variable.get() == message
+
+
+@pytest.mark.parametrize('worker_class', [SetsVariable, SetsVariableInCoroutine])
+async def test_context_variables_stay_within_their_task(context: str, worker_class: type[Worker[Any, Any]]) -> None:
+    results, failures = await run(worker_class, *range(6), context=context)
     assert results == [None] * 7 and not failures
 
 

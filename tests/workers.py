@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -103,11 +104,31 @@ class Casualty(looppool.Worker[Order, Any]):
     def recall(self) -> None:
         self._put_nowait((os.getpid(), self._seen))
 
+    def signals_of_a_program(self) -> None:
+        '''What ends a program that is started here: signal it, and see.'''
+        codes = []
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            with subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+                assert program.stdin and program.stdout
+                program.stdin.write(b'it runs')
+                program.stdin.flush()
+                program.stdout.read(1)
+                program.send_signal(signum)
+            codes.append(program.returncode)
+        self._put_nowait(codes)
+
     async def hold(self, name: str) -> None:
         '''Stay open until `release`.'''
         self._put_nowait(('held', name))
         await self._released[name].wait()
         self._put_nowait(('released', name))
+
+    async def hold_until(self, path: str) -> None:
+        '''Stay open until there is a file.'''
+        self._put_nowait('held')
+        while not Path(path).exists():
+            await asyncio.sleep(0.005)
+        self._put_nowait('until')
 
     def release(self, name: str) -> None:
         self._released[name].set()
@@ -227,10 +248,11 @@ class Casualty(looppool.Worker[Order, Any]):
         link.sendall(data)
         link.setblocking(False)
 
-    def shut_link(self) -> None:
+    def shut_link(self, *then: Any) -> None:
         '''Half a header, and then no more.'''
         self.write(b'\0\0\0')
         self._main._channel._sock.shutdown(socket.SHUT_WR)
+        self._obey(then)
 
     async def cancel_a_put(self) -> None:
         '''Use up the window of one result, cancel a second one that waits, and put a third.'''
@@ -239,6 +261,21 @@ class Casualty(looppool.Worker[Order, Any]):
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
+        await self._put('third')
+
+    async def cancel_a_put_with_its_credit(self) -> None:
+        '''As `cancel_a_put`, but when its credit has come and it has not run on.'''
+        self._put_nowait('first')
+        waiting = asyncio.ensure_future(self._put('cancelled'))
+        main, told = self._main, self._main.on_credit
+
+        def on_credit() -> None:
+            told()
+            waiting.cancel()
+
+        main.on_credit = on_credit  # type: ignore[method-assign]
+        await asyncio.wait([waiting])
+        del main.on_credit
         await self._put('third')
 
 

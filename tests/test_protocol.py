@@ -1,0 +1,381 @@
+'''The rules of one end of a link: what is legal when, what is refused, and that nothing hostile does more than that.'''
+
+import contextlib
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from looppool.codec import Definition, Key
+from looppool.errors import ProtocolError
+from looppool.frames import Frame, Parser, pack_header
+from looppool.protocol import _LEGAL, Kind, Parcel, PoolEnd, State, Window, WorkerEnd, new_parcel
+
+TO_WORKER = {Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CREDIT, Kind.PILL, Kind.CANCEL, Kind.DEFINE}
+TO_POOL = {Kind.READY, Kind.START_FAILED, Kind.RESULT, Kind.DONE, Kind.FAILED, Kind.BYE, Kind.DEFINE}
+STATES = list(State)
+NO_CREDIT = struct.pack('<Q', 0)
+DEFINITION = Definition(('elsewhere', 1), b'definition', ())
+
+
+class Recorder:
+    '''Takes the calls of either end, and what is handed on.'''
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.inbox: list[Frame] = []
+        self.wakes = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def on_define(self, body: bytes) -> Key:
+        self.calls.append(('on_define', body))
+        return ('sender', len(self.calls))
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith('on_'):
+            raise AttributeError(name)
+        return lambda *args: self.calls.append((name, *args))
+
+    def total(self, name: str, index: int) -> int:
+        return sum(call[index] for call in self.calls if call[0] == name)
+
+
+def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
+    '''A pool's end in that state, which owes task 1 from READY on.'''
+    recorder = Recorder()
+    end = PoolEnd(recorder, recorder.inbox.append, recorder.wake, Window(4, 100))
+    if state >= State.STARTING:
+        end.start(b'configuration', b'worker', ())
+    if state >= State.READY:
+        end.receive_data(frame(Kind.READY))
+        end.send_task(Parcel(b'task 1'))
+    if state >= State.STOPPING:
+        end.pill()
+    if state >= State.ENDED:
+        end.receive_data(frame(Kind.BYE))
+    assert end.state == state
+    end.data_to_send()
+    recorder.calls.clear()
+    return end, recorder
+
+
+def worker_end(state: State = State.READY) -> tuple[WorkerEnd, Recorder]:
+    recorder = Recorder()
+    end = WorkerEnd(recorder, recorder.inbox.append, recorder.wake)
+    if state >= State.STARTING:
+        end.receive_data(frame(Kind.CONFIGURE))
+        end.results = Window(4, 100)
+    if state >= State.READY:
+        end.ready()
+    if state >= State.STOPPING:
+        end.receive_data(frame(Kind.PILL))
+    if state >= State.ENDED:
+        end.bye()
+    assert end.state == state
+    end.data_to_send()
+    recorder.calls.clear()
+    return end, recorder
+
+
+def frame(kind: int, ident: int = 0, body: bytes = b'') -> bytes:
+    return pack_header(len(body), kind, ident) + body
+
+
+def well_formed(kind: Kind) -> bytes:
+    if kind == Kind.CREDIT:
+        return frame(kind, 0, NO_CREDIT)
+    return frame(kind, 1 if kind in (Kind.FAILED, Kind.TASK) else 0)
+
+
+def ids(*numbers: int) -> bytes:
+    return struct.pack(f'<{len(numbers)}Q', *numbers)
+
+
+def frames_of(end: PoolEnd | WorkerEnd) -> list[Frame]:
+    return Parser().feed(end.data_to_send())
+
+
+# What is legal when
+
+
+def test_the_table_is_complete() -> None:
+    assert set(_LEGAL) == set(Kind) == TO_WORKER | TO_POOL
+
+
+@pytest.mark.parametrize('state', STATES, ids=lambda state: state.name)
+@pytest.mark.parametrize('kind', Kind, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(('make', 'its_kinds'), [(pool_end, TO_POOL), (worker_end, TO_WORKER)], ids=['pool', 'worker'])
+def test_a_frame_is_handled_where_the_table_allows_it(make: Any, its_kinds: Any, kind: Kind, state: State) -> None:
+    end, recorder = make(state)
+
+    if kind in its_kinds and state in _LEGAL[kind]:
+        end.receive_data(well_formed(kind))
+        assert len(recorder.calls) + len(recorder.inbox) == 1
+    else:
+        with pytest.raises(ProtocolError, match=f'kind {kind:d} .*{state.name}'):
+            end.receive_data(well_formed(kind))
+        assert not recorder.calls and not recorder.inbox
+
+
+@pytest.mark.parametrize('kind', sorted(set(range(256)) - set(Kind))[::17])
+@pytest.mark.parametrize('make', [pool_end, worker_end])
+def test_an_unknown_kind_is_an_error(make: Any, kind: int) -> None:
+    end, _ = make()
+
+    with pytest.raises(ProtocolError, match=f'kind {kind} '):
+        end.receive_data(frame(kind))
+
+
+@pytest.mark.parametrize('make', [pool_end, worker_end])
+def test_a_body_over_the_cap_is_an_error_after_what_came_before(make: Any) -> None:
+    end, recorder = make()
+    end.limit_bodies(100_000)
+    kind = Kind.RESULT if make is pool_end else Kind.TASK
+
+    with pytest.raises(ProtocolError, match='cap'):
+        end.receive_data(frame(kind, 1, bytes(100_000)) + pack_header(100_001, kind, 2))
+
+    assert recorder.inbox == [(kind, 1, bytes(100_000))]
+
+
+# The pool's end
+
+
+def test_ids_start_at_one_and_increase_by_one() -> None:
+    end, _ = pool_end()
+
+    assert [end.send_task(Parcel(b'task')) for _ in range(3)] == [2, 3, 4]
+    assert list(end.owed) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        frame(Kind.DONE, 0, ids(2)),
+        frame(Kind.DONE, 0, ids(0)),
+        frame(Kind.DONE, 0, ids(1, 1)),
+        frame(Kind.DONE, 0, ids(1)) + frame(Kind.DONE, 0, ids(1)),
+        frame(Kind.DONE, 0, ids(1)) + frame(Kind.FAILED, 1),
+        frame(Kind.FAILED, 2),
+        frame(Kind.FAILED, 1) + frame(Kind.FAILED, 1),
+    ],
+)
+def test_an_answer_to_what_is_not_owed_is_an_error(bad: bytes) -> None:
+    end, _ = pool_end()
+
+    with pytest.raises(ProtocolError, match='not owed'):
+        end.receive_data(bad)
+
+
+@pytest.mark.parametrize('length', [1, 7, 9, 15])
+def test_a_list_of_ids_that_is_cut_is_an_error(length: int) -> None:
+    end, _ = pool_end()
+
+    with pytest.raises(ProtocolError, match='multiple of 8'):
+        end.receive_data(frame(Kind.DONE, 0, ids(1, 2)[:length]))
+
+
+def test_done_tells_how_many_and_how_large() -> None:
+    end, recorder = pool_end()
+    end.send_task(Parcel(b'four'))
+
+    end.receive_data(frame(Kind.DONE, 0, ids(2, 1)))
+
+    assert recorder.calls == [('on_done', len(b'task 1' + b'four'), 2)]
+    assert not end.owed
+
+
+def test_failed_tells_which_and_why() -> None:
+    end, recorder = pool_end()
+
+    end.receive_data(frame(Kind.FAILED, 1, b'why'))
+
+    assert recorder.calls == [('on_failed', Parcel(b'task 1'), b'why')]
+    assert not end.owed
+
+
+def test_credits_leave_in_one_frame() -> None:
+    end, _ = pool_end()
+
+    end.give_credit(10, 1)
+    end.give_credit(30, 2)
+
+    assert frames_of(end) == [(Kind.CREDIT, 3, struct.pack('<Q', 40))]
+    assert frames_of(end) == []
+
+
+# The worker's end
+
+
+@pytest.mark.parametrize(
+    ('count', 'body'),
+    [(2, ids(10)), (1, ids(11)), (2**64 - 1, ids(0)), (1, ids(2**64 - 1)), (1, b''), (1, b'1234567'), (1, ids(5, 5))],
+)
+def test_credit_that_nobody_owes_or_that_is_cut_is_an_error(count: int, body: bytes) -> None:
+    end, recorder = worker_end()
+    end.results.take(10)
+
+    with pytest.raises(ProtocolError, match='bad credit'):
+        end.receive_data(frame(Kind.CREDIT, count, body))
+
+    assert (end.results.used, end.results.bytes, recorder.calls) == (1, 10, [])
+
+
+def test_dones_leave_in_one_frame_behind_the_results_put_before() -> None:
+    end, _ = worker_end()
+
+    end.done(1)
+    end.send_result(b'result', ())
+    end.done(2)
+
+    assert frames_of(end) == [(Kind.RESULT, 0, b'result'), (Kind.DONE, 0, ids(1, 2))]
+    assert frames_of(end) == []
+
+
+def test_bye_is_the_last_frame() -> None:
+    end, _ = worker_end(State.STOPPING)
+
+    end.done(1)
+    end.bye()
+
+    assert frames_of(end) == [(Kind.DONE, 0, ids(1)), (Kind.BYE, 0, b'')]
+
+
+@pytest.mark.parametrize('tasks', [1, 20, 10_000])
+def test_what_the_link_itself_sends_keeps_to_the_smallest_cap(tasks: int) -> None:
+    pool, recorder = pool_end()
+    worker, _ = worker_end()
+    pool.limit_bodies(1)
+    worker.limit_bodies(1)
+    last = [pool.send_task(Parcel(b'')) for _ in range(tasks)][-1]
+    worker.results.take(100)
+
+    for ident in range(1, last + 1):
+        worker.done(ident)
+    pool.receive_data(worker.data_to_send())
+    pool.data_to_send()
+    pool.give_credit(100, 1)
+    worker.receive_data(pool.data_to_send())
+
+    assert recorder.total('on_done', 2) == last
+    assert worker.results.used == 0
+
+
+# Definitions
+
+
+@pytest.mark.parametrize('send', ['task', 'result', 'failure'])
+def test_a_definition_travels_once_ahead_of_its_first_use(send: str) -> None:
+    end, one = _sender(send)
+
+    one((DEFINITION,))
+    one((DEFINITION,))
+
+    kinds = [kind for kind, _, _ in frames_of(end)]
+    assert kinds == [Kind.DEFINE, kinds[1], kinds[1]]
+
+
+@pytest.mark.parametrize('send', ['task', 'result', 'failure'])
+def test_a_definition_that_came_from_the_other_side_is_not_sent_back(send: str) -> None:
+    end, one = _sender(send)
+    end.receive_data(frame(Kind.DEFINE, 0, b'definition'))
+
+    one((Definition(('sender', 1), b'definition', ()),))
+
+    assert len(frames_of(end)) == 1
+
+
+def _sender(what: str) -> tuple[Any, Any]:
+    if what == 'task':
+        pool, _ = pool_end()
+        return pool, lambda needs: pool.send_task(Parcel(b'task', needs))
+    worker, _ = worker_end()
+    if what == 'result':
+        return worker, lambda needs: worker.send_result(b'result', needs)
+    return worker, lambda needs: worker.failed(1, b'why', needs)
+
+
+# Hostile bytes
+
+garbage = st.one_of(
+    st.binary(max_size=60),
+    st.builds(
+        frame,
+        st.sampled_from(sorted(Kind)) | st.integers(0, 255),
+        st.integers(0, 4) | st.integers(0, 2**64 - 1),
+        st.binary(max_size=20) | st.lists(st.integers(0, 4), max_size=4).map(lambda numbers: ids(*numbers)),
+    ),
+)
+
+
+@pytest.mark.parametrize('make', [pool_end, worker_end])
+@settings(deadline=None)
+@given(state=st.sampled_from(STATES), pieces=st.lists(garbage, max_size=8))
+def test_hostile_bytes_are_a_protocol_error_and_nothing_else(make: Any, state: State, pieces: list[bytes]) -> None:
+    end, _ = make(state)
+    end.limit_bodies(64)
+
+    with contextlib.suppress(ProtocolError):
+        for piece in pieces:
+            end.receive_data(piece)
+
+
+answers = st.builds(frame, st.just(Kind.FAILED), st.integers(0, 4)) | st.builds(
+    lambda numbers: frame(Kind.DONE, 0, ids(*numbers)), st.lists(st.integers(0, 4), max_size=3)
+)
+
+
+@settings(deadline=None)
+@given(pieces=st.lists(answers, max_size=5))
+def test_wrong_answers_make_no_task_vanish(pieces: list[bytes]) -> None:
+    end, recorder = pool_end()
+    for _ in range(2):
+        end.send_task(Parcel(b'task'))
+
+    with contextlib.suppress(ProtocolError):
+        end.receive_data(b''.join(pieces))
+
+    failed = sum(call[0] == 'on_failed' for call in recorder.calls)
+    assert recorder.total('on_done', 2) + failed + len(end.owed) == 3
+
+
+# The window
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 150)))
+def test_a_window_admits_up_to_its_limits_and_one_larger_message_alone(sizes: list[int]) -> None:
+    window = Window(4, 100)
+
+    for size in sizes:
+        free = window.used < 4 and window.bytes + size <= 100
+        alone = window.used == 0
+        assert window.admits(size) == (free or alone)
+        assert window.try_take(size) == (free or alone)
+
+    assert window.used <= 4
+    assert window.bytes <= 100 or window.used == 1
+
+
+def test_a_window_takes_nothing_back_that_nobody_holds() -> None:
+    window = Window(4, 100)
+    window.take(10)
+
+    with pytest.raises(ValueError, match='nobody holds'):
+        window.give(10, 2)
+    with pytest.raises(ValueError, match='nobody holds'):
+        window.give(11, 1)
+
+    window.give(10, 1)
+    assert (window.used, window.bytes) == (0, 0)
+
+
+def test_a_parcel_can_be_made_of_its_fields() -> None:
+    made = new_parcel((b'data', (DEFINITION,), 1, 'key', 2))
+
+    assert type(made) is Parcel
+    assert made == Parcel(b'data', (DEFINITION,), number=1, retain='key', retries=2)
