@@ -46,6 +46,7 @@ class _Link:
     def __init__(self, member: 'Member') -> None:
         self.member = member
         self.was_ready = False
+        self._early = False
         self.said_bye = False
         self.dismissed = False
         '''Whether the pool killed it for reasons of its own.'''
@@ -64,7 +65,9 @@ class _Link:
         self.end.limit_bodies(settings.max_message_bytes)
         self.channel.open(self.end)
         try:
-            self.process = start(settings.launch, self._loop, theirs, page_fd, self._on_exit)
+            self.process = start(
+                settings.launch, self._loop, theirs, page_fd, on_started=self._on_started, on_exit=self._on_exit
+            )
         except BaseException:
             self.channel.close()
             self.page.close()
@@ -78,9 +81,18 @@ class _Link:
     # What the link tells
 
     def on_ready(self) -> None:
+        if self.process.pid is None:
+            # It has overtaken the fork server's report: `_on_started` comes back to it.
+            self._early = True
+            return
         self._timer.cancel()
         self.was_ready = True
         self._pool.member_ready(self.member)
+
+    def _on_started(self) -> None:
+        if self._early:
+            self._early = False
+            self.on_ready()
 
     def on_start_failed(self, body: bytes) -> None:
         self.start_error = unpack_error(body, self._note())

@@ -140,7 +140,8 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
 
         :raises Full: that worker has no credit now, or others wait for it.
         :raises MessageTooBig: the pickled message is larger than `max_message_bytes`.
-        :raises PoolClosed: the pool is not running. :raises PoolBroken: it is broken.
+        :raises PoolClosed: the pool is not running.
+        :raises PoolBroken: it is broken.
         :raises ValueError: there is no worker `worker_num`.
         :raises RuntimeError: called from another thread.
         :raises Exception: the error of pickling it.

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -31,6 +32,8 @@ __all__ = ['CONTEXTS', 'Launch', 'Process', 'close_fork_servers', 'default_conte
 CONTEXTS: Final = ('fork', 'forkserver', 'spawn')
 _STDERR_KEPT: Final = 4096
 '''How much of the end of stderr is kept, in bytes: a Python traceback of some depth.'''
+_STRANGER_POLL: Final = 0.005
+'''How often to look for a process that can't be waited for, in seconds.'''
 _LAST_READS: Final = 8
 '''How often stderr is read after the end: more than what a pipe holds.'''
 
@@ -83,12 +86,19 @@ class Process:
     :ivar lost_with: the fork server that died and took this process along; else None.
     '''
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stderr: int, on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stderr: int,
+        on_started: Callable[[], None],
+        on_exit: Callable[[], None],
+    ) -> None:
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.ended = False
         self.lost_with: ForkServer | None = None
         self._loop = loop
+        self._on_started = on_started
         self._on_exit = on_exit
         self._kill_wanted = False
         self._stderr_fd = stderr
@@ -114,6 +124,7 @@ class Process:
         self.pid = pid
         if self._kill_wanted:
             self.kill()
+        self._on_started()
 
     def _ended(self, exitcode: int | None) -> None:
         if self.ended:
@@ -146,17 +157,24 @@ class Process:
 
 
 def start(
-    launch: Launch, loop: asyncio.AbstractEventLoop, link: socket.socket, page: int, on_exit: Callable[[], None]
+    launch: Launch,
+    loop: asyncio.AbstractEventLoop,
+    link: socket.socket,
+    page: int,
+    *,
+    on_started: Callable[[], None],
+    on_exit: Callable[[], None],
 ) -> Process:
     '''Start a worker process.
 
     :param link: the child's end of the link; the caller closes it afterwards, and `page` too.
     :param page: the descriptor of the status page.
+    :param on_started: called once the pid is known, on the loop, perhaps before this returns.
     :param on_exit: called once, on the loop, when the process is gone.
     :raises OSError: the system could not start one.
     '''
     ours, theirs = os.pipe()
-    process = Process(loop, ours, on_exit)
+    process = Process(loop, ours, on_started, on_exit)
     try:
         _STARTERS[launch.context](launch, process, (link.fileno(), page, theirs))
     except BaseException:
@@ -181,7 +199,7 @@ def _start_fork(launch: Launch, process: Process, fds: Descriptors) -> None:
         if not pid:
             asyncio._set_running_loop(None)
             main(*fds, parent)
-    _watch_child(process, pid, lambda: _reap(pid))
+    _watch(process, pid, lambda: _reap(pid))
 
 
 def _start_spawn(launch: Launch, process: Process, fds: Descriptors) -> None:
@@ -201,7 +219,14 @@ def _start_spawn(launch: Launch, process: Process, fds: Descriptors) -> None:
             stdin=subprocess.DEVNULL,
             stderr=fds[2],
         )
-    _watch_child(process, popen.pid, popen.wait)
+
+    def reap() -> int | None:
+        code = _reap(popen.pid)
+        # Popen would make up a code where somebody else has reaped the child.
+        popen.returncode = 0
+        return code
+
+    _watch(process, popen.pid, reap)
 
 
 def _package_root() -> str:
@@ -243,10 +268,29 @@ def _on_report(process: Process, report: socket.socket, server: ForkServer) -> N
     report.close()
     if data:
         process._ended(REPORT.unpack(data)[0])
+        return
+    # The server died. Its children die with it, but not at the same moment, and what this one has taken up can be told
+    # only when it is gone.
+    process.lost_with = server
+    process.kill()
+    if process.pid is None:
+        process._ended(None)
     else:
-        # The server died, and the kernel has killed its children.
-        process.lost_with = server
-        process._ended(-signal.SIGKILL)
+        _watch(process, process.pid, lambda: -signal.SIGKILL, _await_stranger)
+
+
+def _await_stranger(pid: int) -> None:
+    '''Wait for the end of a process that is no child of this one.'''
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+            time.sleep(_STRANGER_POLL)
+
+
+def _await_child(pid: int) -> None:
+    '''Wait for the end of a child, and leave it to be reaped.'''
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def _reap(pid: int) -> int | None:
@@ -256,29 +300,33 @@ def _reap(pid: int) -> int | None:
         return None  # Somebody else in this process has waited for it.
 
 
-def _watch_child(process: Process, pid: int, wait: Callable[[], int | None]) -> None:
-    '''Have `process` told when the direct child `pid` ends; `wait` reaps it.'''
+def _watch(
+    process: Process, pid: int, exitcode: Callable[[], int | None], wait: Callable[[int], None] = _await_child
+) -> None:
+    '''Have `process` told when `pid` ends, with what `exitcode` then gives; `wait` blocks a thread until then.'''
     process._started(pid)
     loop = process._loop
     try:
         pidfd = os.pidfd_open(pid)
     except (AttributeError, OSError):
-        _watch_in_thread(process, pid, wait)
+        _watch_in_thread(process, pid, exitcode, wait)
         return
 
     def ended() -> None:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-        process._ended(wait())
+        process._ended(exitcode())
 
     loop.add_reader(pidfd, ended)
 
 
-def _watch_in_thread(process: Process, pid: int, wait: Callable[[], int | None]) -> None:
+def _watch_in_thread(
+    process: Process, pid: int, exitcode: Callable[[], int | None], wait: Callable[[int], None]
+) -> None:
     def watch() -> None:
-        code = wait()
+        wait(pid)
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to be told.
-            process._loop.call_soon_threadsafe(process._ended, code)
+            process._loop.call_soon_threadsafe(lambda: process._ended(exitcode()))
 
     threading.Thread(target=watch, name=f'looppool-wait-{pid}', daemon=True).start()
 

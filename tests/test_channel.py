@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ class Side:
         data = b''.join(self._out)
         self._out.clear()
         return data
+
+    @property
+    def urgent(self) -> bool:
+        return bool(self._out)
 
     def receive_data(self, data: bytes) -> None:
         if b'!' in data:
@@ -79,6 +84,15 @@ def packets() -> Iterator[tuple[socket.socket, socket.socket]]:
 Pair = tuple[socket.socket, socket.socket]
 
 
+async def packet(sock: socket.socket) -> bytes:
+    sock.setblocking(False)
+    return await asyncio.get_running_loop().sock_recv(sock, 100)
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
 def pattern(size: int, seed: int) -> bytes:
     '''Bytes in which a piece that is lost, doubled or out of order shows; without `!`.'''
     return b''.join(b'%d:%d ' % (seed, number) for number in range(size // 8 + 1))[:size]
@@ -118,7 +132,7 @@ async def test_what_is_sent_in_one_turn_leaves_in_one_write(packets: Pair) -> No
     for data in (b'a', b'b', b'c'):
         side.send(data)
     await asyncio.sleep(0)
-    assert theirs.recv(100) == b'abc'
+    assert await packet(theirs) == b'abc'
     side.channel.close()
 
 
@@ -138,7 +152,27 @@ async def test_what_is_sent_while_reading_and_working_leaves_in_one_write(packet
     side = Answering(ours)
     theirs.send(b'question')
     await side.until_received(8)
-    assert theirs.recv(100) == b'read worked more'
+    assert await packet(theirs) == b'read worked more'
+    side.channel.close()
+
+
+async def test_what_can_wait_leaves_with_the_rest_of_the_next_turn(packets: Pair) -> None:
+    ours, theirs = packets
+
+    class Patient(Side):
+        urgent = False  # type: ignore[assignment]
+
+        def work(self, deadline: float) -> bool:
+            self._out.append(b'can wait ')
+            self.channel.wake_later()
+            return False
+
+    side = Patient(ours)
+    side.channel.work_soon()
+    await asyncio.sleep(0)
+    assert not readable(theirs)
+    side.send(b'in company')
+    assert await packet(theirs) == b'can wait in company'
     side.channel.close()
 
 

@@ -20,17 +20,17 @@ PEER = '''
 import pickle, sys
 from looppool.codec import decode, define, encode, pack_error
 
-def answer(body):
+def answer(definitions, body):
+    for definition in definitions:
+        define(definition)
     try:
         return encode(do(decode(body)))
     except Exception as error:
         return encode(error)
 
-definitions, bodies, code = pickle.load(sys.stdin.buffer)
+messages, code = pickle.load(sys.stdin.buffer)
 do = eval(code)
-for body in definitions:
-    define(body)
-sys.stdout.buffer.write(pickle.dumps([answer(body) for body in bodies]))
+sys.stdout.buffer.write(pickle.dumps([answer(*message) for message in messages]))
 '''
 
 SCRIPT = f'''
@@ -38,10 +38,9 @@ import dataclasses, enum, functools, pickle, subprocess, sys, types, typing
 from looppool.codec import decode, define, encode, pack_error, unpack_error
 
 def abroad(*objects, do='lambda obj: obj'):
-    """Send objects to a process that isn't this script; get back what `do`, run there, makes of each."""
+    """Send objects to a process that isn't this script; get back what `do`, run there in turn, makes of each."""
     encoded = [encode(obj) for obj in objects]
-    definitions = dict.fromkeys(definition.body for _, needs in encoded for definition in needs)
-    question = pickle.dumps((list(definitions), [data for data, _ in encoded], do))
+    question = pickle.dumps(([([definition.body for definition in needs], data) for data, needs in encoded], do))
     peer = subprocess.run([sys.executable, '-c', {PEER!r}], input=question, stdout=subprocess.PIPE, check=True)
     answers = pickle.loads(peer.stdout)
     for definition in [definition for _, needs in answers for definition in needs]:
@@ -137,6 +136,21 @@ class Node:
 def make_node():
     return Node()
 
+count, counted = 0, []
+
+def count_up():
+    global count
+    count += 1
+    counted.append(count)
+    return count
+
+def how_many():
+    return count, counted
+
+class Counter:
+    def __call__(self):
+        return count_up()
+
 Local = make_local()
 twenty = 20
 print(eval(sys.argv[1]))
@@ -221,6 +235,16 @@ def test_a_class_and_its_base_belong_together_elsewhere(script: Script) -> None:
 
 def test_a_function_that_is_mentioned_twice_is_one_elsewhere(script: Script) -> None:
     assert script("abroad((double, [double]), do='lambda pair: pair[0] is pair[1][0]')") == 'True'
+
+
+def test_definitions_share_their_globals_elsewhere_as_they_do_in_the_script(script: Script) -> None:
+    sent = 'count_up, Counter(), lambda: count_up(), how_many'
+
+    assert script(f"abroad({sent}, do='lambda function: function()')") == '[1, 2, 3, (3, [1, 2, 3])]'
+
+
+def test_what_happens_elsewhere_leaves_the_script_alone(script: Script) -> None:
+    assert script("(abroad(count_up, do='lambda function: function()'), count, counted)") == '(1, 0, [])'
 
 
 def test_a_definition_has_one_key_in_all_messages(script: Script) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from command import ROOT, Command, started
 
@@ -36,13 +35,13 @@ class Stumbling(Telling):
         raise LookupError('this report fails')
 
 async def main():
-    context, worker_class, fifo = sys.argv[1:]
+    context, worker_class, *fifos = sys.argv[1:]
     pool = looppool.Pool(
         pool_size=2, worker_class=globals()[worker_class], context=context, blocking_threshold=0.3, name='mill'
     )
     async with pool:
         results = pool.results()
-        for _ in range(2):
+        for fifo in fifos:
             pool.put_nowait(fifo, worker_num=0)
             print(await anext(results), flush=True)
             # The other one works meanwhile.
@@ -63,7 +62,7 @@ async def lines_of_block(command: Command, fifo: Path, last: str) -> list[str]:
     lines: list[str] = []
     while not lines or last not in lines[-1]:
         line = (await command.process.stderr.readline()).decode()
-        assert line, (lines, command.output, await command.process.wait())
+        assert line, lines
         lines += [line] if line.strip() else []
     # It is blocked until somebody opens the other end.
     os.close(await asyncio.to_thread(os.open, fifo, os.O_WRONLY))
@@ -71,18 +70,14 @@ async def lines_of_block(command: Command, fifo: Path, last: str) -> list[str]:
     return lines
 
 
-def script(folder: Path) -> tuple[Path, Path]:
-    path, fifo = folder / 'script.py', folder / 'fifo'
-    path.write_text(SCRIPT)
-    os.mkfifo(fifo)
-    return path, fifo
-
-
 async def run(context: str, worker_class: str, folder: Path, last: str) -> tuple[list[list[str]], Command]:
     '''Let a worker be blocked twice; returns what is written during each of both.'''
-    path, fifo = script(folder)
-    async with started(sys.executable, path, context, worker_class, fifo, PYTHONPATH=str(ROOT)) as command:
-        blocks: list[Any] = [await lines_of_block(command, fifo, last) for _ in range(2)]
+    path, fifos = folder / 'script.py', [folder / 'first', folder / 'second']
+    path.write_text(SCRIPT)
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    async with started(sys.executable, path, context, worker_class, *fifos, PYTHONPATH=str(ROOT)) as command:
+        blocks = [await lines_of_block(command, fifo, last) for fifo in fifos]
         assert await command.ended() == 0
         assert command.output.endswith('restarts 0\n')
         return blocks, command

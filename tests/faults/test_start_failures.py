@@ -38,7 +38,7 @@ async def test_initialise_raises(context: str, verb: str) -> None:
     assert type(cause) is KeyError
     assert cause.args == ('no such thing',)
     assert f'in {verb}\n' in cause.__cause__.traceback
-    assert "KeyError('no such thing')" in str(error)
+    assert "it failed with KeyError: 'no such thing'" in str(error)
 
 
 async def test_initialise_exits(context: str) -> None:
@@ -127,6 +127,11 @@ async def test_preloaded_module_that_fails_is_no_matter_to_workers_that_do_not_n
         await pool.works()
 
 
+async def test_preloaded_module_that_never_ends() -> None:
+    pool = ObservedPool(context='forkserver', preload=['faults.hanging_module'], start_timeout=0.5)
+    assert 'it was not ready after 0.5 s' in str(await start_error(pool))
+
+
 async def test_options_over_the_cap_are_the_error_of_start(context: str) -> None:
     pool = ObservedPool(context=context, options={'on_start': ('nothing', bytes(1 << 20))}, max_message_bytes=10_000)
     with pytest.raises(looppool.MessageTooBig):
@@ -175,3 +180,25 @@ class LateOnce(Casualty):
         if Path(flag).exists():
             Path(flag).unlink()
             await self.never()
+
+
+async def test_pid_is_known_when_start_returns(tmp_path: Path) -> None:
+    flag = str(tmp_path / 'flag')
+    async with ObservedPool(
+        context='forkserver',
+        pool_size=1,
+        worker_class=SaysWhenReady,
+        preload=['faults.late_report'],
+        env={'LATE_REPORT_FLAG': flag},
+    ) as pool:
+        assert pool.members[0].pid is not None
+        await pool.works()
+
+
+class SaysWhenReady(Casualty):
+    '''Makes the file of `late_report` when the parent has been told that it is ready.'''
+
+    def _initialise(self) -> None:
+        super()._initialise()
+        flag = Path(os.environ['LATE_REPORT_FLAG'])
+        self._ioloop.add_callback(self._ioloop.add_callback, flag.touch)

@@ -248,9 +248,21 @@ async def test_finalise_that_never_ends_is_killed(context: str, verb: str) -> No
     assert_stopped(pool)
 
 
-@pytest.mark.parametrize('order', [('fail', ValueError('in finalise')), ('leave', 5), ('die',)], ids=lambda o: o[0])
-async def test_finalise_that_fails_hinders_nothing(context: str, order: Any, logs: LogGuard) -> None:
-    logs.expect('_finalise of worker')
+async def test_finalise_that_freezes_is_noticed_without_a_limit(context: str, logs: LogGuard) -> None:
+    logs.expect('its loop has not turned')
+    pool = ObservedPool(context=context, options={'on_stop': ('stop_itself',)}, heartbeat_timeout=0.5)
+    await pool.start()
+    await pool.stop(timeout=None)
+    assert_stopped(pool)
+
+
+@pytest.mark.parametrize(('order', 'warnings'), [
+    (('fail', ValueError('in finalise')), 0),
+    (('leave', 5), 2),
+    (('die',), 2),
+])  # fmt: skip
+async def test_finalise_that_fails_hinders_nothing(context: str, order: Any, warnings: int, logs: LogGuard) -> None:
+    lines = logs.expect(r'exited with code 5\.|was killed by SIGKILL\.')
     pool = ObservedPool(context=context, options={'on_stop': order})
     await pool.start()
     for number in range(10):
@@ -259,6 +271,7 @@ async def test_finalise_that_fails_hinders_nothing(context: str, order: Any, log
     assert sorted(await pool.take(10)) == list(range(10))
     assert pool.failed.empty()
     assert_stopped(pool)
+    assert len(lines) == warnings
 
 
 async def test_worker_that_dies_while_stopping_is_replaced_for_what_it_owed(context: str, logs: LogGuard) -> None:

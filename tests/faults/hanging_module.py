@@ -1,0 +1,5 @@
+'''A module whose import never ends, for a fork server to preload.'''
+
+import threading
+
+threading.Event().wait()

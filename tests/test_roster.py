@@ -1,0 +1,364 @@
+'''The rules of the roster, one example each; tests/test_roster_machine.py puts them together in any order.'''
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from looppool.protocol import Parcel, Window
+from looppool.roster import DISTRIBUTIONS, RestartBudget, Roster, Slot, Waiter
+
+MAX_BYTES = 100
+
+
+class Line:
+    '''Waiters for a roster's permits, who tell who was granted and who refused, in order.'''
+
+    def __init__(self, roster: Roster) -> None:
+        self.roster = roster
+        self.granted: list[str] = []
+        self.refused: list[tuple[str, Exception]] = []
+
+    def wait(self, name: str, number: int | None = None, size: int = 1) -> Waiter:
+        waiter = Waiter(
+            number, size, lambda: self.granted.append(name), lambda error: self.refused.append((name, error))
+        )
+        self.roster.wait(waiter)
+        return waiter
+
+
+def make(slots: int = 3, limit: int = 1, distribution: str = 'round_robin', open_: bool = True) -> Roster:
+    roster = Roster([Slot(number, Window(limit, MAX_BYTES)) for number in range(slots)], distribution)
+    for slot in roster.slots:
+        if open_:
+            roster.open(slot)
+    return roster
+
+
+def claims(roster: Roster, count: int, size: int = 1) -> list[int | None]:
+    claimed = [roster.claim(size) for _ in range(count)]
+    return [slot and slot.number for slot in claimed]
+
+
+def parcels(*names: str, **fields: Any) -> list[Parcel]:
+    return [Parcel(name.encode(), **fields) for name in names]
+
+
+def owed_by(roster: Roster, number: int, owed: list[Parcel]) -> Slot:
+    '''The slot, which was given these parcels and has sent them to its worker.'''
+    for parcel in owed:
+        assert roster.claim(len(parcel.data), number)
+    return roster.slots[number]
+
+
+# Distribution
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(1, 5), st.sampled_from(DISTRIBUTIONS))
+def test_n_messages_reach_n_slots(slots: int, rounds: int, distribution: str) -> None:
+    roster = make(slots, limit=rounds, distribution=distribution)
+
+    for _ in range(rounds):
+        assert claims(roster, slots) == list(range(slots))
+    assert claims(roster, 1) == [None]
+
+
+def test_round_robin_waits_for_a_full_slot_although_another_has_room() -> None:
+    roster = make(limit=2)
+    claims(roster, 3)
+    roster.claim(1, 0)
+
+    assert claims(roster, 2) == [None, None]
+
+    roster.release(roster.slots[0], 1)
+    assert claims(roster, 3) == [0, 1, 2]
+
+
+def test_round_robin_passes_over_slots_that_are_not_open() -> None:
+    roster = make(limit=2)
+    roster.bury(roster.slots[1], [])
+
+    assert claims(roster, 4) == [0, 2, 0, 2]
+
+
+def test_addressed_messages_leave_the_turn_alone() -> None:
+    roster = make(limit=2)
+
+    roster.claim(1, 2)
+
+    assert claims(roster, 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize('distribution', DISTRIBUTIONS)
+def test_messages_to_slots_none_of_which_is_open_go_round_as_well(distribution: str) -> None:
+    roster = make(limit=2, distribution=distribution)
+    claims(roster, 1)
+    for slot in roster.slots:
+        roster.bury(slot, [])
+    roster.release(roster.slots[0], 1)
+
+    assert claims(roster, 3) == [1, 2, 0]
+
+
+def test_least_loaded_takes_the_slot_with_the_fewest() -> None:
+    roster = make(limit=4, distribution='least_loaded')
+    roster.claim(1, 0)
+    roster.claim(1, 0)
+    roster.claim(1, 1)
+
+    assert claims(roster, 3) == [2, 1, 2]
+
+
+def test_another_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match="distribution has to be one of round_robin, least_loaded, not 'random'"):
+        Roster([], 'random')
+
+
+# Waiting
+
+
+def test_waiters_are_served_first_come_first_served() -> None:
+    roster = make(slots=1)
+    roster.claim(1)
+    line = Line(roster)
+    line.wait('first')
+    line.wait('second', number=0)
+    line.wait('third')
+
+    for _ in range(3):
+        roster.release(roster.slots[0], 1)
+
+    assert line.granted == ['first', 'second', 'third']
+
+
+def test_a_claim_does_not_overtake_who_waits() -> None:
+    roster = make(slots=1, limit=3)
+    roster.claim(60)
+    line = Line(roster)
+    line.wait('large', size=60)
+
+    assert roster.claim(1) is None
+
+    roster.release(roster.slots[0], 60)
+    assert line.granted == ['large']
+
+
+def test_nobody_overtakes_who_waits_for_a_slot_because_it_is_its_turn() -> None:
+    roster = make(limit=3)
+    roster.claim(60, 0)
+    line = Line(roster)
+    line.wait('large', size=60)
+
+    assert roster.claim(1, 0) is None
+    line.wait('small', number=0)
+    assert line.granted == []
+
+    roster.release(roster.slots[0], 60)
+    assert line.granted == ['large', 'small']
+
+
+def test_nobody_overtakes_an_oversized_message() -> None:
+    roster = make(limit=3)
+    roster.claim(1, 0)
+    line = Line(roster)
+    line.wait('oversized', size=10 * MAX_BYTES)
+
+    assert roster.claim(1, 0) is None
+
+    roster.release(roster.slots[0], 1)
+    assert line.granted == ['oversized']
+
+
+def test_who_waits_for_one_slot_does_not_hinder_another() -> None:
+    roster = make(slots=2)
+    roster.claim(1, 0)
+    line = Line(roster)
+
+    line.wait('first', number=0)
+    line.wait('second', number=1)
+
+    assert line.granted == ['second']
+
+
+def test_who_leaves_the_line_lets_the_next_one_have_it() -> None:
+    roster = make(slots=1, limit=3)
+    roster.claim(60)
+    line = Line(roster)
+    large = line.wait('large', size=60)
+    line.wait('small', size=1)
+
+    roster.leave(large)
+
+    assert line.granted == ['small']
+    assert roster.waiting == 0
+
+
+def test_who_leaves_with_a_permit_gives_it_back() -> None:
+    roster = make(slots=1)
+    line = Line(roster)
+    first = line.wait('first')
+    line.wait('second')
+    assert line.granted == ['first']
+
+    roster.leave(first)
+
+    assert line.granted == ['first', 'second']
+    assert roster.slots[0].window.used == 1
+
+
+def test_dismissed_waiters_are_told_why_and_wait_no_more() -> None:
+    roster = make(slots=2)
+    claims(roster, 2)
+    line = Line(roster)
+    waiters = [line.wait('any'), line.wait('addressed', number=1)]
+    assert roster.waiting == 2
+    error = RuntimeError('closed')
+
+    roster.dismiss_waiters(error)
+
+    assert sorted(line.refused) == [('addressed', error), ('any', error)]
+    assert roster.waiting == 0
+    for waiter in waiters:
+        roster.leave(waiter)
+    assert [slot.window.used for slot in roster.slots] == [1, 1]
+
+
+# Death and replacement
+
+
+def test_what_had_not_started_moves_in_order() -> None:
+    roster = make(limit=4)
+    owed = parcels('a', 'b', 'c')
+    dead = owed_by(roster, 0, owed)
+
+    failed, moved_to = roster.bury(dead, [(parcel, False) for parcel in owed])
+
+    assert failed == []
+    assert [slot.number for slot in moved_to] == [1, 2, 1]
+    assert [list(slot.backlog) for slot in roster.slots] == [[], [owed[0], owed[2]], [owed[1]]]
+    assert [slot.window.used for slot in roster.slots] == [0, 2, 1]
+
+
+def test_what_may_have_run_fails() -> None:
+    roster = make(limit=2)
+    owed = parcels('a', 'b')
+    dead = owed_by(roster, 0, owed)
+
+    failed, _ = roster.bury(dead, [(owed[0], True), (owed[1], False)])
+
+    assert failed == [owed[0]]
+    assert dead.window.used == 0
+
+
+def test_what_may_be_run_again_is_run_once_less() -> None:
+    roster = make(limit=2)
+    owed = parcels('a', 'b', retries=2)
+    dead = owed_by(roster, 0, owed)
+
+    failed, (heir, _) = roster.bury(dead, [(owed[0], True), (owed[1], False)])
+
+    assert failed == []
+    assert heir.backlog[0].retries == 1
+    assert roster.slots[2].backlog[0].retries == 2
+
+
+def test_what_is_addressed_or_finds_no_room_waits_for_the_replacement_in_order() -> None:
+    roster = make(slots=2, limit=4)
+    owed = parcels('a', number=0) + parcels('b', 'c') + parcels('d', number=0)
+    dead = owed_by(roster, 0, owed)
+    owed_by(roster, 1, parcels('x', 'y', 'z'))
+    later = Parcel(b'e')
+    dead.backlog.append(later)
+
+    _, moved_to = roster.bury(dead, [(parcel, False) for parcel in owed])
+
+    assert list(dead.backlog) == [owed[0], owed[2], owed[3], later]
+    assert moved_to == [roster.slots[1]] and list(moved_to[0].backlog) == [owed[1]]
+    assert dead.window.used == 3
+
+
+def test_who_waits_for_any_slot_gets_another_when_it_dies() -> None:
+    roster = make(slots=2)
+    owed = parcels('a', number=0)
+    dead = owed_by(roster, 0, owed)
+    line = Line(roster)
+    line.wait('any')
+    assert line.granted == []
+
+    roster.bury(dead, [(owed[0], False)])
+
+    assert line.granted == ['any']
+
+
+def test_retained_broadcasts_come_first_the_oldest_first_and_the_last_of_each_key() -> None:
+    roster = make(slots=1, limit=2)
+    old, new, other = parcels('old', 'new', retain='a') + parcels('other', retain='b')
+    for parcel in (old, other, new):
+        roster.retain(parcel)
+    slot = owed_by(roster, 0, parcels('x', 'y'))
+    roster.bury(slot, [(parcel, False) for parcel in parcels('x', 'y')])
+
+    roster.open(slot)
+
+    assert list(slot.backlog) == [other, new, *parcels('x', 'y')]
+    assert slot.window.used == 4
+
+
+def test_a_retained_broadcast_that_died_with_its_worker_is_not_sent_twice() -> None:
+    roster = make(slots=2)
+    retained = Parcel(b'table', number=0, retain='table')
+    roster.retain(retained)
+    slot = owed_by(roster, 0, [retained])
+
+    assert roster.bury(slot, [(retained, False)]) == ([], [])
+    roster.open(slot)
+
+    assert [parcel.data for parcel in slot.backlog] == [b'table']
+    assert slot.window.used == 1
+
+
+# The restart budget
+
+
+def test_restarts_come_at_once_then_ever_later() -> None:
+    budget = RestartBudget(12, 100.0)
+
+    delays = [budget.spend(0.0) for _ in range(12)]
+
+    assert delays[:4] == [0.0, 0.05, 0.1, 0.2]
+    assert delays == sorted(delays)
+    assert delays[-1] == budget.LONGEST_DELAY
+
+
+@pytest.mark.parametrize('limit', [0, 1, 3])
+def test_more_than_the_limit_are_too_many(limit: int) -> None:
+    budget = RestartBudget(limit, 5.0)
+
+    assert None not in [budget.spend(1.0) for _ in range(limit)]
+    assert budget.spend(6.0) is None
+
+
+def test_what_was_longer_ago_than_the_window_counts_no_more() -> None:
+    budget = RestartBudget(2, 5.0)
+    budget.spend(0.0)
+    budget.spend(4.0)
+
+    assert budget.spend(5.1) == 0.05
+    assert budget.spend(5.2) is None
+    assert budget.spend(20.0) == 0.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.0, 3.0), max_size=30), st.integers(0, 4))
+def test_no_window_ever_holds_more_restarts_than_the_limit(gaps: list[float], limit: int) -> None:
+    budget, now, granted = RestartBudget(limit, 5.0), 0.0, []
+
+    for gap in gaps:
+        now += gap
+        if budget.spend(now) is not None:
+            granted.append(now)
+            assert sum(now - time <= 5.0 for time in granted) <= limit
+        else:
+            assert sum(now - time <= 5.0 for time in granted) == limit

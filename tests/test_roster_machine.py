@@ -1,0 +1,305 @@
+'''The roster's decisions in any order of what an application and its workers may do.'''
+
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from looppool.protocol import Parcel, Window
+from looppool.roster import Roster, Slot, Waiter
+
+SLOTS, LIMIT, MAX_BYTES = 3, 2, 100
+
+LONG = settings(
+    deadline=None, max_examples=200, stateful_step_count=50, suppress_health_check=list(HealthCheck)
+)
+
+sizes = st.sampled_from([10, 10, 40, 150])
+numbers = st.integers(0, SLOTS - 1)
+some = st.integers(0, 9)
+
+
+class Put:
+    '''Somebody in `put`, who stands in line until there is a permit.'''
+
+    def __init__(self, machine: 'RoundRobin', parcel: Parcel) -> None:
+        self.parcel = parcel
+        self.refused: list[Exception] = []
+        self.waiter = Waiter(parcel.number, len(parcel.data), lambda: machine.on_grant(self), self.refused.append)
+
+
+class RoundRobin(RuleBasedStateMachine):
+    '''A parcel is in line, granted, in a backlog, or under way (sent to a worker and not ended), or it has ended.'''
+
+    distribution: ClassVar[str] = 'round_robin'
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = [Slot(number, Window(LIMIT, MAX_BYTES)) for number in range(SLOTS)]
+        self.roster = Roster(self.slots, self.distribution)
+        self.under_way: list[list[Parcel]] = [[] for _ in self.slots]
+        self.in_line: list[Put] = []
+        self.granted: list[Put] = []
+        self.accepted: list[bytes] = []
+        self.ended: list[bytes] = []
+        self.retained: dict[object, Parcel] = {}
+        self.made = 0
+        self.turn: int | None = 0
+        '''Whose turn it is; None if that can't be told from outside.'''
+        self.burying = False
+
+    @initialize(closed=numbers | st.none())
+    def start(self, closed: int | None) -> None:
+        for slot in self.slots:
+            if slot.number != closed:
+                self.open(slot)
+
+    # What the application does
+
+    @rule(size=sizes, number=st.none() | numbers, retries=st.integers(0, 1), waits=st.booleans())
+    def put(self, size: int, number: int | None, retries: int, waits: bool) -> None:
+        parcel = self.parcel(size, number, retries)
+        slot = self.claim(parcel)
+        if slot is not None:
+            self.deliver(parcel, slot)
+        elif waits:
+            put = Put(self, parcel)
+            self.in_line.append(put)
+            self.roster.wait(put.waiter)
+
+    @precondition(lambda self: self.granted)
+    @rule(which=some)
+    def go_on_with_a_permit(self, which: int) -> None:
+        put = self.granted.pop(which % len(self.granted))
+        assert put.waiter.slot is not None
+        self.deliver(put.parcel, put.waiter.slot)
+
+    @precondition(lambda self: self.in_line or self.granted)
+    @rule(which=some)
+    def give_up(self, which: int) -> None:
+        everybody = self.in_line + self.granted
+        put = everybody[which % len(everybody)]
+        (self.in_line if put in self.in_line else self.granted).remove(put)
+        self.roster.leave(put.waiter)
+
+    @rule(size=sizes, key=st.sampled_from([None, 'a', 'b']))
+    def broadcast(self, size: int, key: str | None) -> None:
+        '''As a pool does it, but this one gives up where it would have to wait.'''
+        parcel = self.parcel(size)._replace(retain=key)
+        taken = [slot for slot in self.slots if self.claim(parcel._replace(number=slot.number))]
+        complete = len(taken) == SLOTS
+        if complete and key:
+            self.roster.retain(parcel)
+            self.retained.pop(key, None)
+            self.retained[key] = parcel
+        for slot in taken:
+            if complete and (slot.open or not key):
+                self.deliver(parcel._replace(number=slot.number), slot)
+            else:
+                self.roster.release(slot, size)
+
+    # What the workers do
+
+    @precondition(lambda self: any(self.under_way))
+    @rule(number=numbers, which=some, count=st.integers(1, LIMIT))
+    def tasks_end(self, number: int, which: int, count: int) -> None:
+        tasks = self.under_way[number]
+        ending = [tasks.pop(which % len(tasks)).data for _ in range(min(count, len(tasks)))]
+        self.ended += ending
+        self.roster.release(self.slots[number], sum(map(len, ending)), len(ending))
+
+    @rule(number=numbers, started=st.integers(0, LIMIT))
+    def die(self, number: int, started: int) -> None:
+        slot = self.slots[number]
+        owed = [(parcel, index < started) for index, parcel in enumerate(self.under_way[number])]
+        self.under_way[number].clear()
+        slot.open = False
+        slot.deliver = slot.backlog.append
+        waited = list(slot.backlog)
+        self.burying = True
+        failed, moved_to = self.roster.bury(slot, owed)
+        self.burying = False
+
+        self.judge(slot, owed, failed, waited, moved_to)
+        for heir in moved_to:
+            self.send_backlog(heir)
+
+    @precondition(lambda self: not all(slot.open for slot in self.slots))
+    @rule(which=some)
+    def replace(self, which: int) -> None:
+        closed = [slot for slot in self.slots if not slot.open]
+        self.open(closed[which % len(closed)])
+
+    def open(self, slot: Slot) -> None:
+        waited = list(slot.backlog)
+        self.roster.open(slot)
+
+        replayed = list(self.retained.values())
+        assert list(slot.backlog) == replayed + waited, 'what is retained comes first, the oldest first'
+        self.accepted += [parcel.data for parcel in replayed]
+        slot.deliver = self.under_way[slot.number].append
+        self.send_backlog(slot)
+
+    # What the roster may decide
+
+    def claim(self, parcel: Parcel) -> Slot | None:
+        expected = self.slot_for(parcel)
+        competitors = [put for put in self.in_line if expected and self.slot_for(put.parcel) is expected]
+        slot = self.roster.claim(len(parcel.data), parcel.number)
+        if slot is not None:
+            assert not competitors, 'somebody was overtaken'
+            assert expected in (slot, None)
+            self.pass_turn(parcel, slot)
+        elif expected:
+            assert competitors or not expected.window.admits(len(parcel.data)), 'refused without need'
+        return slot
+
+    def on_grant(self, put: Put) -> None:
+        slot = put.waiter.slot
+        assert slot is not None
+        expected = slot if self.burying else self.slot_for(put.parcel, granted=slot)
+        ahead = self.in_line[: self.in_line.index(put)]
+        assert expected in (slot, None)
+        assert not [other for other in ahead if other.parcel.number == put.parcel.number], 'somebody was overtaken'
+        self.pass_turn(put.parcel, slot)
+        self.in_line.remove(put)
+        self.granted.append(put)
+
+    def slot_for(self, parcel: Parcel, granted: Slot | None = None) -> Slot | None:
+        '''The slot that a parcel has to go to, or to wait for; None if that is not known.'''
+        if parcel.number is not None:
+            return self.slots[parcel.number]
+        if self.turn is None:
+            return None
+        in_turn = self.slots[self.turn :] + self.slots[: self.turn]
+        return self.choose([slot for slot in in_turn if slot.open] or in_turn, granted)
+
+    def choose(self, candidates: list[Slot], granted: Slot | None) -> Slot:
+        return candidates[0]
+
+    def pass_turn(self, parcel: Parcel, slot: Slot) -> None:
+        if parcel.number is None:
+            self.turn = None if self.burying else (slot.number + 1) % SLOTS
+
+    def judge(
+        self,
+        slot: Slot,
+        owed: list[tuple[Parcel, bool]],
+        failed: list[Parcel],
+        waited: list[Parcel],
+        moved_to: list[Slot],
+    ) -> None:
+        '''Check what became of that which a dead worker owed.'''
+        again = [parcel._replace(retries=parcel.retries - ran) for parcel, ran in owed if parcel.retries or not ran]
+        again = [parcel for parcel in again if parcel.retain is None]
+        stayed = [parcel for parcel in again if parcel in slot.backlog]
+        moved = [parcel for parcel in again if parcel not in stayed]
+
+        assert failed == [parcel for parcel, ran in owed if ran and not parcel.retries and parcel.retain is None]
+        assert list(slot.backlog) == stayed + waited, 'what stays is ahead of what waited'
+        assert all(parcel in heir.backlog for parcel, heir in zip(moved, moved_to, strict=True))
+        assert all(heir.open for heir in moved_to)
+        assert not [parcel for parcel in moved if parcel.number is not None], 'what is addressed stays'
+        assert not [parcel for parcel in stayed if parcel.number is None and self.has_room_elsewhere(parcel)]
+        self.ended += [parcel.data for parcel, _ in owed if parcel in failed or parcel.retain is not None]
+        if moved_to and self.turn is not None:
+            self.turn = (moved_to[-1].number + 1) % SLOTS
+
+    def has_room_elsewhere(self, parcel: Parcel) -> bool:
+        addressed = {put.parcel.number for put in self.in_line}
+        free = [slot for slot in self.slots if slot.open and slot.number not in addressed]
+        return any(slot.window.admits(len(parcel.data)) for slot in free)
+
+    # What holds at any time
+
+    @invariant()
+    def promises_hold(self) -> None:
+        self.every_parcel_is_in_one_place_or_has_ended()
+        for slot in self.slots:
+            self.windows_hold_what_was_accepted(slot)
+        self.nobody_waits_in_vain()
+        assert self.roster.waiting == len(self.in_line)
+
+    def every_parcel_is_in_one_place_or_has_ended(self) -> None:
+        places = [*self.under_way, *(slot.backlog for slot in self.slots)]
+        here = [parcel.data for place in places for parcel in place]
+
+        assert Counter(self.accepted) == Counter(here + self.ended)
+
+    def windows_hold_what_was_accepted(self, slot: Slot) -> None:
+        held = [*slot.backlog, *self.under_way[slot.number]]
+        held += [put.parcel for put in self.granted if put.waiter.slot is slot]
+        assert slot.window.used == len(held)
+        assert slot.window.bytes == sum(len(parcel.data) for parcel in held)
+
+        replayed = [parcel for parcel in held if parcel.retain is not None and parcel.number is None]
+        bounded = [len(parcel.data) for parcel in held if parcel not in replayed]
+        assert len(bounded) <= LIMIT
+        assert sum(bounded) <= MAX_BYTES or len(bounded) == 1
+
+    def nobody_waits_in_vain(self) -> None:
+        '''Whoever is first of those who wait for a slot doesn't wait while it has room.'''
+        met: set[Slot | None] = set()
+        for put in self.in_line:
+            slot = self.slot_for(put.parcel)
+            if slot is not None and slot not in met:
+                assert not slot.window.admits(len(put.parcel.data)), 'somebody waits in vain'
+            met.add(slot)
+
+    # What comes in the end
+
+    def teardown(self) -> None:
+        '''Refuse who is in line, end the rest: then nothing is left.'''
+        error = RuntimeError('closed')
+        self.roster.dismiss_waiters(error)
+        for put in self.in_line:
+            assert put.refused == [error]
+            self.roster.leave(put.waiter)
+        self.in_line.clear()
+        while self.granted:
+            self.go_on_with_a_permit(0)
+        for slot in self.slots:
+            if not slot.open:
+                self.open(slot)
+        while busy := [slot.number for slot in self.slots if self.under_way[slot.number]]:
+            self.tasks_end(busy[0], 0, LIMIT)
+        assert Counter(self.accepted) == Counter(self.ended)
+        assert not any(slot.window.used or slot.window.bytes for slot in self.slots)
+
+    # The bookkeeping
+
+    def parcel(self, size: int, number: int | None = None, retries: int = 0) -> Parcel:
+        self.made += 1
+        return Parcel((b'%d' % self.made).zfill(size), number=number, retries=retries)
+
+    def deliver(self, parcel: Parcel, slot: Slot) -> None:
+        self.accepted.append(parcel.data)
+        slot.deliver(parcel)
+
+    def send_backlog(self, slot: Slot) -> None:
+        while slot.backlog:
+            slot.deliver(slot.backlog.popleft())
+
+
+class LeastLoaded(RoundRobin):
+    distribution = 'least_loaded'
+
+    def choose(self, candidates: list[Slot], granted: Slot | None) -> Slot:
+        '''The first with the fewest; the permit that was just granted did not count yet.'''
+        return min(candidates, key=lambda slot: slot.window.used - (slot is granted))
+
+
+@pytest.mark.timeout(360)  # a failure takes Hypothesis up to five minutes to make small
+@pytest.mark.parametrize('machine', [RoundRobin, LeastLoaded])
+def test_any_order_of_events_keeps_the_promises_of_a_roster(machine: type[RoundRobin]) -> None:
+    run_state_machine_as_test(machine, settings=LONG)
