@@ -20,7 +20,7 @@ from .codec import check_encoded, encode
 from .errors import Full, PoolBroken, PoolClosed
 from .protocol import Parcel, new_parcel
 from .roster import Slot, Waiter
-from .settings import Settings, make_launch, usable_cpus
+from .settings import Settings, checked_options, make_launch, usable_cpus
 from .supervisor import END, Supervisor
 from .worker import ResultT, TaskT, Worker, is_idempotent
 
@@ -124,7 +124,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             heartbeat_timeout=heartbeat_timeout,
             launch=make_launch(worker_class, context, env, cwd, path, preload, executable),
         )
-        super().__init__(settings, distribution, dict(options or {}), ioloop)
+        super().__init__(settings, distribution, checked_options(options), ioloop)
         if not hasattr(self, 'process_message'):
             self.process_message = self._keep_result
         if not hasattr(self, 'process_failure'):

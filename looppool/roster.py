@@ -114,7 +114,8 @@ class Roster:
         '''Take a permit for a message of `size` bytes, to the slot `number` if given; None if there is none now.'''
         if number is not None:
             slot = self.slots[number]
-            return None if slot.waiters or not slot.window.try_take(size) else slot
+            taken = slot.waiters or (self._waiters and self._candidate() is slot)
+            return None if taken or not slot.window.try_take(size) else slot
         slot = self._candidate()
         if self._waiters or slot.waiters or not slot.window.try_take(size):
             return None
@@ -129,7 +130,7 @@ class Roster:
         return next((s for s in self._from(turn) if s.open), slot)
 
     def _least_loaded(self) -> Slot:
-        candidates = [slot for slot in self._from(self._turn) if slot.open] or self.slots
+        candidates = [slot for slot in self._from(self._turn) if slot.open] or list(self._from(self._turn))
         return min(candidates, key=lambda slot: slot.window.used)
 
     def _from(self, turn: int) -> Iterator[Slot]:
@@ -159,8 +160,7 @@ class Roster:
             self.release(waiter.slot, waiter.size)
         else:
             # It may have been at the head and so have kept others waiting.
-            for slot in self.slots:
-                self.serve(slot)
+            self._serve_all()
 
     def release(self, slot: Slot, size: int, count: int = 1) -> None:
         '''Give back the permits of `count` messages of `size` bytes in all.'''
@@ -186,13 +186,17 @@ class Roster:
             waiter.slot = target
             waiter.grant()
 
+    def _serve_all(self) -> None:
+        for slot in self.slots:
+            self.serve(slot)
+
     def _first_in_line(self, slot: Slot) -> Waiter | None:
         '''Who came first of those who wait for `slot` and those who wait for any.'''
         addressed, any_slot = _head(slot.waiters), _head(self._waiters)
         if addressed is None or any_slot is None:
             return addressed or any_slot
         # Whoever waits for any slot competes for this one only when it is this one's turn.
-        if self._candidate() is slot and slot.window.admits(any_slot.size):
+        if self._candidate() is slot:
             return min(addressed, any_slot, key=lambda waiter: waiter.ticket)
         return addressed if slot.window.admits(addressed.size) else any_slot
 
@@ -230,6 +234,8 @@ class Roster:
                     heir.backlog.append(parcel)
                     moved_to.append(heir)
         slot.backlog.extendleft(reversed(stays))
+        # The turn may have passed to a slot that has room.
+        self._serve_all()
         return failed, moved_to
 
     def _heir(self, parcel: Parcel) -> Slot | None:
@@ -250,8 +256,7 @@ class Roster:
             # They come on top of the window: it may be full of what waited for this worker.
             slot.window.take(len(parcel.data))
         slot.backlog.extendleft(reversed(self.retained.values()))
-        for other in self.slots:
-            self.serve(other)
+        self._serve_all()
 
     def retain(self, parcel: Parcel) -> None:
         '''Keep a broadcast for those who start later, as the newest.'''

@@ -9,7 +9,7 @@ from .frames import MAX_BODY
 from .process import Launch, default_context
 from .worker import Worker
 
-__all__ = ['Settings', 'make_launch', 'usable_cpus']
+__all__ = ['Settings', 'checked_options', 'make_launch', 'usable_cpus']
 
 _HEARTBEAT: Final = 1.0
 '''Seconds between heartbeats, where no setting wants them more often.'''
@@ -41,6 +41,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not (isinstance(self.worker_class, type) and issubclass(self.worker_class, Worker)):
             raise TypeError(f'worker_class has to be a subclass of looppool.Worker, not {self.worker_class!r}')
+        if not isinstance(self.name, str):
+            raise TypeError(f'name has to be a string, not {self.name!r}')
         for name in ('pool_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency'):
             self._check_whole(name, 1)
         for name in ('retries', 'max_restarts'):
@@ -121,15 +123,42 @@ def make_launch(
     executable: str | None,
 ) -> Launch:
     '''How to start workers of `worker_class`, whose module a fork server imports.'''
+    for name, value, kind in (('cwd', cwd, (str, os.PathLike)), ('executable', executable, str)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f'{name} has to be a path or None, not {value!r}')
+    _check_items('path', path, (str, os.PathLike))
+    _check_items('preload', preload, str)
     context = context or ('spawn' if executable else default_context())
     modules = tuple(preload)
     if context == 'forkserver' and getattr(worker_class, '__module__', '__main__') != '__main__':
         modules += (worker_class.__module__,)
     return Launch(
         context,
-        env=tuple((env or {}).items()),
+        env=tuple(_checked_mapping('env', env, str).items()),
         cwd=None if cwd is None else os.path.abspath(cwd),
         path=tuple(os.path.abspath(folder) for folder in path),
         preload=modules,
         executable=executable,
     )
+
+
+def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    '''The keyword arguments for ``_initialise``.'''
+    return _checked_mapping('options', options, object)
+
+
+def _check_items(name: str, items: object, kind: type | tuple[type, ...]) -> None:
+    # A single str would pass for a sequence of its letters.
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+        raise TypeError(f'{name} has to be a list of strings, not {items!r}')
+    if not all(isinstance(item, kind) for item in items):
+        raise TypeError(f'{name} has to hold nothing but strings, not {items!r}')
+
+
+def _checked_mapping(name: str, mapping: object, kind: type) -> dict[str, Any]:
+    mapping = {} if mapping is None else mapping
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f'{name} has to be a mapping of names to values, not {mapping!r}')
+    if not all(isinstance(key, str) and isinstance(value, kind) for key, value in mapping.items()):
+        raise TypeError(f'{name} has to map names to {"strings" if kind is str else "values"}, not {mapping!r}')
+    return dict(mapping)

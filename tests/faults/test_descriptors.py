@@ -40,7 +40,7 @@ async def test_no_descriptors_left_at_start(context: str, count: int) -> None:
     await warm_up(context)
     pool = ObservedPool(context=context, pool_size=1)
     with descriptors_left(count):
-        with pytest.raises(looppool.WorkerStartError, match='Too many open files|exited with code|failed with'):
+        with pytest.raises(looppool.WorkerStartError, match=r'Too many open files|exited with code|failed with'):
             await pool.start()
             # There were enough.
             await pool.stop()
