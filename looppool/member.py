@@ -7,6 +7,7 @@
 '''
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -56,25 +57,25 @@ class _Link:
         self._pool = member.pool
         self._loop = self._pool.asyncio_loop
         self._inbox: deque[Frame] = deque()
-        ours, theirs = socket.socketpair()
-        self.page, page_fd = StatusPage.create()
-        self.channel = Channel(ours, self._loop, self._work, self._on_closed)
         settings = self._pool.settings
-        results = Window(settings.result_window, settings.window_bytes)
-        self.end = PoolEnd(self, self._inbox.append, self.channel.wake, results, self.channel.wake_later)
-        self.end.limit_bodies(settings.max_message_bytes)
-        self.channel.open(self.end)
-        try:
+        # All of it, or nothing: descriptors may run out at any step.
+        with contextlib.ExitStack() as at_end, contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            at_end.callback(theirs.close)
+            undo.callback(ours.close)
+            self.page, page_fd = StatusPage.create()
+            at_end.callback(os.close, page_fd)
+            undo.callback(self.page.close)
+            self.channel = Channel(ours, self._loop, self._work, self._on_closed)
+            undo.callback(self.channel.close)
+            results = Window(settings.result_window, settings.window_bytes)
+            self.end = PoolEnd(self, self._inbox.append, self.channel.wake, results, self.channel.wake_later)
+            self.end.limit_bodies(settings.max_message_bytes)
+            self.channel.open(self.end)
             self.process = start(
                 settings.launch, self._loop, theirs, page_fd, on_started=self._on_started, on_exit=self._on_exit
             )
-        except BaseException:
-            self.channel.close()
-            self.page.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(page_fd)
+            undo.pop_all()
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
         self.end.start(pickle.dumps(settings.configuration(member.number)), *self._pool.encoded_worker)
 

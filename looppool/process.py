@@ -32,6 +32,8 @@ __all__ = ['CONTEXTS', 'Launch', 'Process', 'close_fork_servers', 'default_conte
 CONTEXTS: Final = ('fork', 'forkserver', 'spawn')
 _STDERR_KEPT: Final = 4096
 '''How much of the end of stderr is kept, in bytes: a Python traceback of some depth.'''
+_REPORT_GRACE: Final = 1.0
+'''How long a fork server may take to report a pid when the process is to be killed, in seconds.'''
 _STRANGER_POLL: Final = 0.005
 '''How often to look for a process that can't be waited for, in seconds.'''
 _LAST_READS: Final = 8
@@ -97,6 +99,8 @@ class Process:
         self.exitcode: int | None = None
         self.ended = False
         self.lost_with: ForkServer | None = None
+        self.give_up: Callable[[], None] = lambda: None
+        '''Called when the pid was waited for in vain.'''
         self._loop = loop
         self._on_started = on_started
         self._on_exit = on_exit
@@ -110,11 +114,19 @@ class Process:
         '''Send SIGKILL, now or as soon as the pid is known. A process that has ended is left alone.'''
         if self.ended:
             return
+        if self.pid is None and not self._kill_wanted:
+            # A fork server is to tell the pid; one that hangs must not hold up the end as well.
+            self._loop.call_later(_REPORT_GRACE, self._stop_waiting_for_pid)
         self._kill_wanted = True
         if self.pid is not None:
             # With the fork server the pid may be reaped, and in theory reused, between its report and our reading it.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+
+    def _stop_waiting_for_pid(self) -> None:
+        if self.pid is None and not self.ended:
+            self.give_up()
+            self._ended(None)
 
     def stderr_end(self) -> str:
         '''The last that the process wrote to stderr.'''
@@ -248,6 +260,13 @@ def _start_forkserver(launch: Launch, process: Process, fds: Descriptors) -> Non
             server = _fork_server(launch)
             server.fork(*fds, theirs.fileno())
         undo.pop_all()
+
+    def give_up() -> None:
+        process._loop.remove_reader(ours)
+        ours.close()
+        server.close()
+
+    process.give_up = give_up
     process._loop.add_reader(ours, _on_report, process, ours, server)
 
 

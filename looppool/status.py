@@ -31,8 +31,12 @@ class StatusPage:
     def create(cls) -> tuple['StatusPage', int]:
         '''A fresh page and a descriptor of it, which the caller closes.'''
         fd = _anonymous_file()
-        os.ftruncate(fd, _SIZE)
-        return cls(fd), fd
+        try:
+            os.ftruncate(fd, _SIZE)
+            return cls(fd), fd
+        except BaseException:
+            os.close(fd)
+            raise
 
     @property
     def heartbeat(self) -> float:

@@ -185,12 +185,15 @@ class Supervisor:
             self._cause = self._cause or error
             return
         if not link.said_bye and not link.dismissed:
-            # Its stderr was passed on when it was written: what the log needs is how it ended.
-            _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
+            self._log_death(error)
         if self._supervising:
             self._replace(member, owed, error, link.process.lost_with)
         else:
             self._give_up(member, owed)
+
+    def _log_death(self, error: LoopPoolError) -> None:
+        # Its stderr was passed on when it was written: what the log needs is how it ended.
+        _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
 
     def _replace(
         self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError, lost_with: object
@@ -222,6 +225,7 @@ class Supervisor:
         try:
             member.start()
         except WorkerStartError as error:
+            self._log_death(error)
             self._restart(member, error)
 
     def _give_up(self, member: Member, owed: list[tuple[Parcel, bool]]) -> None:
@@ -238,7 +242,7 @@ class Supervisor:
             return
         for member in self.members:
             age = member.heartbeat_age()
-            if member.link and member.state == 'ready' and age is not None and age > timeout:
+            if member.link and member.state in ('ready', 'stopping') and age is not None and age > timeout:
                 member.link.kill(f'its loop has not turned for {age:.1f} s')
         self.asyncio_loop.call_later(timeout / 4, self._watch_heartbeats)
 

@@ -244,6 +244,14 @@ class LoadsAsAnother(Exception):
         return KeyError, ('key',)
 
 
+class GroupLoadsAsAnother(ExceptionGroup[Exception]):
+    def __new__(cls, text: str) -> 'GroupLoadsAsAnother':
+        return super().__new__(cls, text, [ValueError('inner')])
+
+    def __reduce__(self) -> Any:
+        return KeyError, ('key',)
+
+
 class LoadsAsNoException(Exception):
     def __reduce__(self) -> Any:
         return int, ('3',)
@@ -260,7 +268,7 @@ class Frozen(Exception):
 
 HOSTILE = [
     StrRaises, StrRaisesTheUnprintable, StrExits, StrIsOfAStrangeType, ReduceRaises, ReduceExits, LoadingExits,
-    LoadsAsAnother, LoadsAsNoException, TakesNoNotes, Frozen,
+    LoadsAsAnother, GroupLoadsAsAnother, LoadsAsNoException, TakesNoNotes, Frozen,
 ]  # fmt: skip
 
 

@@ -116,19 +116,29 @@ async def test_children_of_the_application_keep_their_return_codes(
 ) -> None:
     logs.expect(KILLED)
     async with Pool(pool_size=1, worker_class=Echo, context=context) as pool:
-        popen = subprocess.Popen(['sleep', '60'])
-        child = await asyncio.create_subprocess_exec('sleep', '60')
-        await kill_worker(pool, 0)
-        assert popen.poll() is None and child.returncode is None
-        popen.terminate()
-        child.terminate()
-        assert (popen.wait(), await child.wait()) == (-signal.SIGTERM, -signal.SIGTERM)
+        with subprocess.Popen(['sleep', '60']) as popen:
+            await kill_worker(pool, 0)
+            assert popen.poll() is None
+            popen.terminate()
+            assert popen.wait() == -signal.SIGTERM
         assert subprocess.run(['false']).returncode == 1
         # One that ended before a worker did is not touched either.
         popen = subprocess.Popen(['false'])
         os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
         await kill_worker(pool, 0)
         assert popen.wait() == 1
+
+
+async def test_children_of_asyncio_keep_their_return_codes(context: str, logs: LogGuard) -> None:
+    logs.expect(KILLED)
+    async with Pool(pool_size=1, worker_class=Echo, context=context) as pool:
+        child = await asyncio.create_subprocess_exec('sleep', '60')
+        try:
+            await kill_worker(pool, 0)
+            assert child.returncode is None
+        finally:
+            child.terminate()
+            assert await child.wait() == -signal.SIGTERM
 
 
 async def test_the_application_may_handle_sigchld_itself(context: str, logs: LogGuard) -> None:

@@ -170,6 +170,38 @@ async def test_puts_of_a_worker_are_served_in_turn_and_cancelled_ones_put_nothin
     assert results == ['first', 0, 2, 4, 6, 8, 'first', 0, 2] and not failures
 
 
+class TwoPutters(Worker[int, Any]):
+    @task_done
+    async def _process_message(self, count: int) -> None:
+        self._put_nowait('first')
+        self._put_nowait('second')
+        await asyncio.gather(*(self._put_all(name, count) for name in 'ab'))
+
+    async def _put_all(self, name: str, count: int) -> None:
+        for number in range(count):
+            await self._put((name, number))
+
+
+async def test_who_puts_again_goes_to_the_end_of_the_line(context: str) -> None:
+    pool = Pool(pool_size=1, worker_class=TwoPutters, context=context, max_results=2)
+    results: list[Any] = []
+    held: list[ResultDone] = []
+
+    def process_message(result: Any, result_done: ResultDone) -> None:
+        results.append(result)
+        held.append(result_done)
+        # Credit for two comes back at once, and both who wait get one.
+        if len(held) == 2:
+            for done in held:
+                done()
+            held.clear()
+
+    pool.process_message = process_message
+    async with pool:
+        pool.put_nowait(4)
+    assert results == ['first', 'second', *((name, number) for number in range(4) for name in 'ab')]
+
+
 # The pool's side: process_message
 
 

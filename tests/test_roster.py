@@ -145,7 +145,7 @@ def test_a_claim_does_not_overtake_who_waits() -> None:
     assert line.granted == ['large']
 
 
-def test_nobody_overtakes_who_waits_for_a_slot_because_it_is_its_turn() -> None:
+def test_nobody_overtakes_an_unaddressed_waiter_at_the_slot_whose_turn_it_is() -> None:
     roster = make(limit=3)
     roster.claim(60, 0)
     line = Line(roster)
@@ -153,6 +153,22 @@ def test_nobody_overtakes_who_waits_for_a_slot_because_it_is_its_turn() -> None:
 
     assert roster.claim(1, 0) is None
     line.wait('small', number=0)
+    assert line.granted == []
+
+    roster.release(roster.slots[0], 60)
+    assert line.granted == ['large', 'small']
+
+
+def test_nobody_overtakes_an_addressed_waiter_at_the_slot_whose_turn_it_is() -> None:
+    roster = make(limit=3)
+    roster.claim(60, 0)
+    line = Line(roster)
+    line.wait('large', number=0, size=60)
+
+    assert roster.claim(1) is None
+    line.wait('small')
+    roster.claim(1, 1)
+    roster.release(roster.slots[1], 1)
     assert line.granted == []
 
     roster.release(roster.slots[0], 60)
@@ -277,6 +293,18 @@ def test_what_is_addressed_or_finds_no_room_waits_for_the_replacement_in_order()
     assert list(dead.backlog) == [owed[0], owed[2], owed[3], later]
     assert moved_to == [roster.slots[1]] and list(moved_to[0].backlog) == [owed[1]]
     assert dead.window.used == 3
+
+
+def test_what_moves_does_not_overtake_who_waits() -> None:
+    roster = make(slots=2, limit=3)
+    owed = parcels('a')
+    dead = owed_by(roster, 0, owed)
+    roster.claim(60, 1)
+    Line(roster).wait('large', number=1, size=60)
+
+    assert roster.bury(dead, [(owed[0], False)]) == ([], [])
+
+    assert list(dead.backlog) == owed
 
 
 def test_who_waits_for_any_slot_gets_another_when_it_dies() -> None:

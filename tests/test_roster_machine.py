@@ -18,13 +18,13 @@ from hypothesis.stateful import (
 from looppool.protocol import Parcel, Window
 from looppool.roster import Roster, Slot, Waiter
 
-SLOTS, LIMIT, MAX_BYTES = 3, 2, 100
+SLOTS, LIMIT, MAX_BYTES = 3, 3, 100
 
 LONG = settings(
     deadline=None, max_examples=200, stateful_step_count=50, suppress_health_check=list(HealthCheck)
 )
 
-sizes = st.sampled_from([10, 10, 40, 150])
+sizes = st.sampled_from([10, 40, 90, 150])
 numbers = st.integers(0, SLOTS - 1)
 some = st.integers(0, 9)
 
@@ -209,6 +209,8 @@ class RoundRobin(RuleBasedStateMachine):
         assert list(slot.backlog) == stayed + waited, 'what stays is ahead of what waited'
         assert all(parcel in heir.backlog for parcel, heir in zip(moved, moved_to, strict=True))
         assert all(heir.open for heir in moved_to)
+        addressed = {put.parcel.number for put in self.in_line}
+        assert not addressed.intersection(heir.number for heir in moved_to), 'somebody was overtaken'
         assert not [parcel for parcel in moved if parcel.number is not None], 'what is addressed stays'
         assert not [parcel for parcel in stayed if parcel.number is None and self.has_room_elsewhere(parcel)]
         self.ended += [parcel.data for parcel, _ in owed if parcel in failed or parcel.retain is not None]

@@ -52,6 +52,18 @@ class ObservedPool(looppool.Pool[Any, Any]):
         member = self.members[number]
         await until(lambda: member.restarts >= restarts and member.state == 'ready')
 
+    def link(self, number: int) -> Any:
+        '''What the test has to reach into.'''
+        return self.members[number].link
+
+    async def heartbeats(self, count: int) -> None:
+        '''Wait until the loop of every worker has stored so many heartbeats.'''
+        for number in range(len(self.members)):
+            for _ in range(count):
+                page = self.link(number).page
+                before = page.heartbeat
+                await until(lambda page=page, before=before: page.heartbeat > before)
+
     async def works(self) -> None:
         '''Every worker does its work, and no permit is lost.'''
         for member in self.members:
@@ -72,10 +84,11 @@ async def until(condition: Callable[[], object], limit: float = LIMIT) -> None:
 class Watch:
     '''Sees processes end, whoever they belong to and whoever reaps them. It is entered and left.'''
 
-    def __init__(self, pids: Iterable[int]) -> None:
+    def __init__(self, pids: Iterable[int | None]) -> None:
         self._fds: dict[int, int] = {}
         '''The descriptor of each process, by pid.'''
         for pid in pids:
+            assert pid is not None
             with contextlib.suppress(ProcessLookupError):
                 self._fds[pid] = os.pidfd_open(pid)
 

@@ -145,7 +145,7 @@ def memory(pool: ObservedPool) -> tuple[int, ...]:
 
 async def test_results_that_nobody_takes_stop_the_worker(context: str) -> None:
     '''As above, by the iterator: what is not taken from it is not done.'''
-    settings = {'max_tasks': WINDOW, 'max_results': WINDOW, 'context': context}
+    settings: dict[str, Any] = {'max_tasks': WINDOW, 'max_results': WINDOW, 'context': context}
     async with looppool.Pool[Any, Any](pool_size=1, worker_class=Casualty, **settings) as pool:
         for number in range(2 * WINDOW):
             await pool.put(('echo', number))

@@ -131,7 +131,7 @@ async def test_every_waiter_is_told(context: str, lines: dict[str, list[str]], t
     assert sorted((task[1], type(error).__name__) for task, error in fates) == [
         ('0', 'WorkerDied'), ('0', 'WorkerDied'), ('1', 'PoolBroken'), ('1', 'PoolBroken'),
     ]  # fmt: skip
-    assert all(error.started is True for _, error in fates)  # type: ignore[attr-defined]
+    assert all(error.started is True for _, error in fates)
     assert pool.statistics().in_flight == 0
 
 

@@ -35,17 +35,27 @@ async def warm_up(context: str) -> None:
         pass
 
 
-@pytest.mark.parametrize('count', range(12))
-async def test_no_descriptors_left_at_start(context: str, count: int) -> None:
+async def test_no_descriptors_left_at_start(context: str) -> None:
+    await warm_up(context)
+    pool = ObservedPool(context=context, pool_size=1)
+    with descriptors_left(0):
+        with pytest.raises(looppool.WorkerStartError, match='Too many open files'):
+            await pool.start()
+    assert pool.members[0].pid is None
+
+
+@pytest.mark.parametrize('count', range(1, 12))
+async def test_descriptors_that_run_out_in_the_middle_of_a_start(context: str, count: int) -> None:
+    '''It starts or it says why not; either way, the leak check finds nothing.'''
     await warm_up(context)
     pool = ObservedPool(context=context, pool_size=1)
     with descriptors_left(count):
-        with pytest.raises(looppool.WorkerStartError, match=r'Too many open files|exited with code|failed with'):
+        try:
             await pool.start()
-            # There were enough.
+        except looppool.WorkerStartError:
+            assert pool.members[0].pid is None
+        else:
             await pool.stop()
-            raise looppool.WorkerStartError(0, None, 'it failed with nothing')
-    assert pool.members[0].pid is None
 
 
 async def test_no_descriptors_left_for_a_replacement(context: str, logs: LogGuard) -> None:
@@ -71,7 +81,7 @@ async def test_descriptors_that_come_back_in_time(context: str, logs: LogGuard) 
     async with ObservedPool(context=context) as pool:
         with descriptors_left(1):
             kill(pool.members[0].pid)
-            await until(lambda: pool.members[0].restarts == 2)
+            await until(lambda: pool.members[0].restarts >= 2)
         await pool.replaced(restarts=2)
         await pool.works()
     assert failed

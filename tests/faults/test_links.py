@@ -134,8 +134,7 @@ async def test_worker_ends_on_hostile_bytes(
         pid = pool.members[0].pid
         await pool.put(('hold', ''), worker_num=0)
         await pool.result()
-        link: Any = pool.members[0].link
-        assert link.channel._sock.send(data) == len(data)
+        assert pool.link(0).channel._sock.send(data) == len(data)
         _, error = await pool.failure()
         assert isinstance(error, looppool.WorkerDied)
         assert error.exitcode == 1

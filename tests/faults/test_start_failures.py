@@ -98,7 +98,7 @@ async def test_worker_class_that_can_not_be_imported_there(context: str, monkeyp
     module = types.ModuleType('module_without_a_file')
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.Lost = type('Lost', (looppool.Worker,), {'__module__': module.__name__})  # type: ignore[attr-defined]
-    error = await start_error(ObservedPool(context=context, worker_class=module.Lost))  # type: ignore[attr-defined]
+    error = await start_error(ObservedPool(context=context, worker_class=module.Lost))
     assert isinstance(error.__cause__, ModuleNotFoundError)
     assert 'module_without_a_file' in str(error)
 

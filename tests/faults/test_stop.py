@@ -180,7 +180,7 @@ async def test_stop_from_the_iterator_of_results(context: str) -> None:
     await pool.start()
     for number in range(10):
         pool.put_nowait(('echo', number))
-    seen = []
+    seen: list[Any] = []
     async for result in pool.results():
         if not seen:
             await pool.stop()
