@@ -165,7 +165,10 @@ class Roster:
     def release(self, slot: Slot, size: int, count: int = 1) -> None:
         '''Give back the permits of `count` messages of `size` bytes in all.'''
         slot.window.give(size, count)
-        if self._waiters or slot.waiters:
+        if self._waiters:
+            # Who waits for any slot may now look to another one, and so make way at the one it looked to.
+            self._serve_all()
+        elif slot.waiters:
             self.serve(slot)
 
     def serve(self, slot: Slot) -> None:

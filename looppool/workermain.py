@@ -96,6 +96,7 @@ class WorkerMain:
         self._working = False
         self._stopping = False
         self._put_turn = asyncio.Lock()
+        self._puts_in_line = 0
         self._credit = asyncio.Event()
         self._thread = get_ident()
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
@@ -297,15 +298,21 @@ class WorkerMain:
             raise _wrong_thread('_put')
         body, needs = encoded = encode(result)
         check_encoded(encoded, self._end.max_body)
-        if not self._put_turn.locked() and self._end.results.try_take(len(body)):
-            self._end.send_result(body, needs)
-            return
-        async with self._put_turn:
-            while not self._end.results.try_take(len(body)):
-                self._refuse_when_ended()
-                self._credit.clear()
-                await self._credit.wait()
-            self._end.send_result(body, needs)
+        if self._puts_in_line or not self._end.results.try_take(len(body)):
+            await self._permit(len(body))
+        self._end.send_result(body, needs)
+
+    async def _permit(self, size: int) -> None:
+        '''Stand in line for a permit of the window of results.'''
+        self._puts_in_line += 1
+        try:
+            async with self._put_turn:
+                while not self._end.results.try_take(size):
+                    self._refuse_when_ended()
+                    self._credit.clear()
+                    await self._credit.wait()
+        finally:
+            self._puts_in_line -= 1
 
     def _refuse_when_ended(self) -> None:
         if not self._end.results.limit:

@@ -21,7 +21,8 @@ from looppool.roster import Roster, Slot, Waiter
 SLOTS, LIMIT, MAX_BYTES = 3, 3, 100
 
 LONG = settings(
-    deadline=None, max_examples=200, stateful_step_count=50, suppress_health_check=list(HealthCheck)
+    deadline=None, max_examples=200, stateful_step_count=50, report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
 )
 
 sizes = st.sampled_from([10, 40, 90, 150])
@@ -154,10 +155,10 @@ class RoundRobin(RuleBasedStateMachine):
 
     def claim(self, parcel: Parcel) -> Slot | None:
         expected = self.slot_for(parcel)
-        competitors = [put for put in self.in_line if expected and self.slot_for(put.parcel) is expected]
+        competitors = [put for put in self.in_line if expected and self.slot_for(put.parcel) in (expected, None)]
         slot = self.roster.claim(len(parcel.data), parcel.number)
         if slot is not None:
-            assert not competitors, 'somebody was overtaken'
+            assert self.turn is None or not competitors, 'somebody was overtaken'
             assert expected in (slot, None)
             self.pass_turn(parcel, slot)
         elif expected:
@@ -254,7 +255,7 @@ class RoundRobin(RuleBasedStateMachine):
         met: set[Slot | None] = set()
         for put in self.in_line:
             slot = self.slot_for(put.parcel)
-            if slot is not None and slot not in met:
+            if slot is not None and not met & {slot, None}:
                 assert not slot.window.admits(len(put.parcel.data)), 'somebody waits in vain'
             met.add(slot)
 

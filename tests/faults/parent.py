@@ -1,8 +1,8 @@
 '''A parent that the tests kill and signal: it runs a pool, tells the pids of all its processes, and waits for its fate.
 
-Usage: parent.py CONTEXT ENDING WORK [RELEASE]; each a name from the tables below. Its first line of output is a JSON
+Usage: parent.py CONTEXT ENDING WORK [RELEASE [GO]]; the first three are names from the tables below. Its first line of output is a JSON
 object with ``workers`` and ``servers`` (pids). A worker says ``busy`` and the like when it has come that far. The file
-RELEASE, when it is there, ends the tasks that wait for it.
+RELEASE, when it is there, ends the tasks that wait for it, and the file GO lets a parent end that ends of itself.
 '''
 
 import asyncio
@@ -65,7 +65,7 @@ def put_stopped(pool: looppool.Pool[Any, Any]) -> None:
 
 def put_held(pool: looppool.Pool[Any, Any]) -> None:
     for _ in pool.members:
-        pool.put_nowait(('held', *sys.argv[4:]))
+        pool.put_nowait(('held', *sys.argv[4:5]))
 
 
 def lend_descriptors(pool: looppool.Pool[Any, Any]) -> None:
@@ -137,6 +137,8 @@ async def leave_without_a_stop() -> None:
     pool = new_pool()
     await pool.start()
     set_to_work(pool)
+    while not os.path.exists(sys.argv[5]):
+        await asyncio.sleep(0.005)
 
 
 async def wait_with_nested_pools() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -44,9 +45,13 @@ async def test_killed_while_another_process_holds_its_descriptors(context: str, 
 
 
 @pytest.mark.parametrize('work', ['idle', 'busy', 'held'])
-async def test_leaving_without_a_stop(context: str, work: str) -> None:
+async def test_leaving_without_a_stop(context: str, work: str, tmp_path: Path) -> None:
     '''The interpreter of the parent ends in good order, but nobody has stopped the pool.'''
-    async with parent(context, 'leave', work) as (command, watch):
+    go = tmp_path / 'go'
+    async with parent(context, 'leave', work, '/no/such/file', str(go)) as (command, watch):
+        if work != 'idle':
+            assert await command.line() == work + '\n'
+        go.touch()
         assert await command.ended() == 0
         assert not watch.survivors(GONE)
         assert 'Traceback' not in command.errors

@@ -308,6 +308,22 @@ async def test_fork_server_dies(deaths: list[str]) -> None:
         await pool.works()
 
 
+async def test_fork_server_freezes(logs: LogGuard) -> None:
+    logs.expect('worker 0')
+    async with ObservedPool(context='forkserver', start_timeout=0.5, max_restarts=5) as pool:
+        frozen = set(process.fork_server_pids())
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            kill(pool.members[0].pid)
+            pool.put_nowait(('who', 'waits for the replacement'), worker_num=0)
+            assert await pool.result() == (0, pool.members[0].pid, 'waits for the replacement')
+            await pool.works()
+        finally:
+            for pid in frozen & set(process.fork_server_pids()):
+                os.kill(pid, signal.SIGCONT)
+
+
 async def test_dead_process_is_reaped(context: str, deaths: list[str]) -> None:
     async with ObservedPool(context=context) as pool:
         dead = pool.members[0].pid
