@@ -131,10 +131,14 @@ class Channel:
 
     def _on_readable(self) -> None:
         self._corked = True
-        alive = self._receive()
-        self._run_work()
-        if not alive:
-            self.close()
+        alive = True
+        try:
+            alive = self._receive()
+        finally:
+            # Whatever flies through here, an interrupt perhaps, the link goes on afterwards.
+            self._run_work()
+            if not alive:
+                self.close()
 
     def _receive(self) -> bool:
         '''Read once; return whether there can be more.'''
@@ -166,14 +170,15 @@ class Channel:
 
     def _run_work(self) -> None:
         self._corked = True
+        more = True
         try:
             more = self._work(time.monotonic() + SLICE)
         finally:
             self._corked = False
             if self.end.urgent:
                 self.flush()
-        if more:
-            self.work_soon()
+            if more:
+                self.work_soon()
 
     # Closing
 

@@ -25,6 +25,7 @@ __all__ = [
     'die_with_parent',
     'do_nothing',
     'enter',
+    'forget_exit_handlers',
     'ignore_stop_signals',
     'interpreter_flags',
     'leave',
@@ -77,8 +78,19 @@ def enter(stderr_fd: int, parent_pid: int) -> None:
     os.dup2(stderr_fd, 2)
     os.close(stderr_fd)
     faulthandler.enable(2)
-    # Exit handlers that were inherited by a fork are the parent's; those registered from now on run in `leave`.
+    os.register_at_fork(after_in_child=_restore_stop_signals)
+
+
+def _restore_stop_signals() -> None:
+    '''What a worker forks of its own accord can be stopped by signals, as anywhere else.'''
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def forget_exit_handlers() -> None:
+    '''In a fork of the application: its exit handlers are its own.'''
     atexit._clear()
+    threading._threading_atexits.clear()  # type: ignore[attr-defined]
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -128,6 +140,8 @@ def _watch_parent(parent_pid: int) -> None:
 def leave(code: int) -> NoReturn:
     '''End this process: run the exit handlers that the worker registered, flush, and go, without what it inherited.'''
     try:
+        # As the interpreter does at its end: threads first, and with them the executors, then the exit handlers.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

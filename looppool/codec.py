@@ -27,7 +27,18 @@ from typing import Any, Final, NamedTuple
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
 
-__all__ = ['Definition', 'Encoded', 'Key', 'check_encoded', 'decode', 'define', 'encode', 'pack_error', 'unpack_error']
+__all__ = [
+    'Definition',
+    'Encoded',
+    'Key',
+    'check_encoded',
+    'decode',
+    'define',
+    'encode',
+    'forget_bodies',
+    'pack_error',
+    'unpack_error',
+]
 
 PROTOCOL: Final = 5
 
@@ -204,6 +215,10 @@ class _Definitions:
         body = _dumps((key, data, [need.key for need in needs]), PROTOCOL)
         return self.add(Definition(key, body, needs), obj)
 
+    def forget_bodies(self) -> None:
+        own = _origin()
+        self._by_object = {at: made for at, made in self._by_object.items() if made.key[0] != own}
+
     def add(self, definition: Definition, obj: Any) -> Definition:
         # by_key keeps the object alive, so its id stays its own.
         self.by_key[definition.key] = definition, obj
@@ -213,6 +228,11 @@ class _Definitions:
 
 _definitions: Final = _Definitions()
 _birth: Final = os.urandom(8).hex()
+
+
+def forget_bodies() -> None:
+    '''Make the definitions of this process anew when they are next needed: a notebook's cells may have changed them.'''
+    _definitions.forget_bodies()
 
 
 def _origin() -> str:
@@ -277,7 +297,7 @@ def _resolve(origin: str, number: int) -> Any:
 
 def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
     '''Pack an exception and its traceback's text: as itself if it can travel within `limit` bytes, else as text.'''
-    text = ''.join(traceback.format_exception(error))
+    text = _format(error)
     try:
         data, needs = _encode_error(error)
         # Tried here, where the original is at hand: what can't be loaded must not fail at the other side.
@@ -350,6 +370,14 @@ def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: Any) -> Bas
 def _type_name(error: BaseException) -> str:
     cls = type(error)
     return cls.__qualname__ if cls.__module__ == 'builtins' else f'{cls.__module__}.{cls.__qualname__}'
+
+
+def _format(error: BaseException) -> str:
+    try:
+        return ''.join(traceback.format_exception(error))
+    except BaseException:
+        # It can't be asked for itself: its frames at least.
+        return ''.join([*traceback.format_tb(error.__traceback__), f'{_type_name(error)}: {_str(error)}\n'])
 
 
 def _str(error: BaseException) -> str:

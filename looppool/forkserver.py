@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -90,12 +91,7 @@ def main(options: dict[str, Any]) -> NoReturn:
     '''Serve until the parent is gone.'''
     child.ignore_stop_signals()
     control = socket.socket(fileno=options['control'])
-    for name in ['looppool.workermain', *options['preload']]:
-        try:
-            importlib.import_module(name)
-        except Exception:
-            # The worker that needs the module will fail on it as well, and there the error reaches the user.
-            continue
+    _import(['looppool.workermain', *options['preload']], options['parent'])
     child.prepare_fork()
     gc.collect()
     gc.freeze()
@@ -105,6 +101,28 @@ def main(options: dict[str, Any]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     os._exit(0)
+
+
+def _import(names: list[str], parent: int) -> None:
+    '''Import what the children need; an import that never ends does not outlive the parent.'''
+    imported = threading.Event()
+    thread = threading.Thread(target=_watch_parent, args=(parent, imported), daemon=True)
+    thread.start()
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            # A worker that needs the module fails on it as well, and there the error reaches the application.
+            print(f'looppool: the fork server could not import {name}: {error!r}', file=sys.stderr, flush=True)
+    imported.set()
+    # No thread may be there when the server forks.
+    thread.join()
+
+
+def _watch_parent(parent: int, imported: threading.Event) -> None:
+    while not imported.wait(_PARENT_POLL / 1000):
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 class _Server:

@@ -6,6 +6,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 from collections.abc import Callable, Coroutine
@@ -13,12 +14,16 @@ from typing import Any, Final
 
 from .codec import decode
 
-__all__ = ['FAILURES', 'Handlers', 'end_result']
+__all__ = ['FAILURES', 'Handlers', 'current_handlers', 'end_result']
 
 _log: Final = logging.getLogger('looppool')
 
 FAILURES: Final = (Exception, asyncio.CancelledError)
 '''What a handler may raise without taking the loop with it.'''
+
+
+current_handlers: Final[contextvars.ContextVar[object]] = contextvars.ContextVar('looppool_handlers', default=None)
+'''The `Handlers` of the pool whose handler a piece of code runs for.'''
 
 
 class Handlers:
@@ -27,11 +32,13 @@ class Handlers:
     :param name: the pool's, for the log.
     :param changed: set when one has ended.
     :ivar stoppers: how many of them wait for the pool to stop.
+    :ivar untold: failures that the application is still to be told.
     '''
 
     def __init__(self, name: str, changed: asyncio.Event) -> None:
         self.running: set[asyncio.Task[None] | None] = set()
         self.stoppers = 0
+        self.untold = 0
         self._name = name
         self._changed = changed
 
@@ -41,6 +48,7 @@ class Handlers:
             self._run(self._follow(outcome, result_done, done_on_return))
 
     async def _follow(self, outcome: Any, result_done: Callable[[], None], done_on_return: bool) -> None:
+        current_handlers.set(self)
         try:
             await outcome
             if done_on_return:
@@ -53,6 +61,13 @@ class Handlers:
 
     def fail(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
         '''Tell the application that the task in `data` ended with `error`.'''
+        # From the loop, so that what the handler raises, an interrupt perhaps, hurts nobody's bookkeeping.
+        self.untold += 1
+        asyncio.get_running_loop().call_soon(self._tell, process_failure, data, error)
+
+    def _tell(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
+        self.untold -= 1
+        self._changed.set()
         task: Any = data
         try:
             task = decode(data)
@@ -66,6 +81,7 @@ class Handlers:
             self._log_failure()
 
     async def _follow_failure(self, outcome: Any) -> None:
+        current_handlers.set(self)
         try:
             await outcome
         except FAILURES:
@@ -77,7 +93,8 @@ class Handlers:
         _log.exception('process_failure of pool %r failed', self._name)
 
     def _run(self, handling: Coroutine[Any, Any, None]) -> None:
-        self.running.add(asyncio.get_running_loop().create_task(handling))
+        # Not by a task factory, which may run it at once, to its end, before it is known here.
+        self.running.add(asyncio.Task(handling, loop=asyncio.get_running_loop()))
 
     def _ended(self) -> None:
         # Said by the task itself: a done callback would cost every result one more turn of the loop.

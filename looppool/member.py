@@ -22,7 +22,7 @@ from .channel import Channel
 from .codec import Key, decode, define, unpack_error
 from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .frames import Frame
-from .handlers import FAILURES, end_result
+from .handlers import FAILURES, current_handlers, end_result
 from .process import start
 from .protocol import Parcel, PoolEnd, Window
 from .roster import Slot
@@ -58,6 +58,7 @@ class _Link:
         self._loop = self._pool.asyncio_loop
         self._inbox: deque[Frame] = deque()
         settings = self._pool.settings
+        configuration = pickle.dumps(settings.configuration(member.number))
         # All of it, or nothing: descriptors may run out at any step.
         with contextlib.ExitStack() as at_end, contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
@@ -77,7 +78,7 @@ class _Link:
             )
             undo.pop_all()
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
-        self.end.start(pickle.dumps(settings.configuration(member.number)), *self._pool.encoded_worker)
+        self.end.start(configuration, *self._pool.encoded_worker)
 
     # What the link tells
 
@@ -105,8 +106,11 @@ class _Link:
         self.member.done += count
         self._pool.tasks_ended(self.member, size, count)
 
-    def on_failed(self, parcel: Parcel, body: bytes) -> None:
-        self._pool.task_failed(self.member, parcel, unpack_error(body, self._note()))
+    def understand(self, body: bytes) -> BaseException:
+        return unpack_error(body, self._note())
+
+    def on_failed(self, parcel: Parcel, error: BaseException) -> None:
+        self._pool.task_failed(self.member, parcel, error)
 
     def on_bye(self) -> None:
         self.said_bye = True
@@ -117,6 +121,8 @@ class _Link:
     # Results
 
     def _work(self, deadline: float) -> bool:
+        # Known from the handler's first step on, which may run at once and ask for a stop.
+        current_handlers.set(self._pool.handlers)
         handler, done_on_return = undecorated(self._pool.process_message)
         before = len(self._inbox)
         if done_on_return:
@@ -142,6 +148,9 @@ class _Link:
             except FAILURES:
                 self._log_failure()
                 end_result(result_done)
+            except BaseException:
+                end_result(result_done)
+                raise
             if time.monotonic() > deadline:
                 break
 
@@ -149,22 +158,24 @@ class _Link:
         '''Take up results that end when `handler` returns: the credits go back together, and no one needs a receipt.'''
         inbox, clock = self._inbox, time.monotonic
         size = count = 0
-        while inbox:
-            body = inbox.popleft()[2]
-            size += len(body)
-            count += 1
-            try:
-                outcome = handler(decode(body), _done_on_return)
-                if outcome is not None and inspect.isawaitable(outcome):
-                    size -= len(body)
-                    count -= 1
-                    self.end.results.take(len(body))
-                    self._pool.handlers.follow(outcome, self._receipt(len(body)), done_on_return=True)
-            except FAILURES:
-                self._log_failure()
-            if clock() > deadline:
-                break
-        self._give_credit(size, count)
+        try:
+            while inbox:
+                body = inbox.popleft()[2]
+                size += len(body)
+                count += 1
+                try:
+                    outcome = handler(decode(body), _done_on_return)
+                    if outcome is not None and inspect.isawaitable(outcome):
+                        size -= len(body)
+                        count -= 1
+                        self.end.results.take(len(body))
+                        self._pool.handlers.follow(outcome, self._receipt(len(body)), done_on_return=True)
+                except FAILURES:
+                    self._log_failure()
+                if clock() > deadline:
+                    break
+        finally:
+            self._give_credit(size, count)
 
     def _log_failure(self) -> None:
         _log.exception('a result of worker %d could not be processed', self.member.number)
@@ -174,6 +185,7 @@ class _Link:
 
         def result_done() -> None:
             nonlocal size
+            self._pool.check_thread('process_message', 'ioloop.add_callback(result_done)')
             if size < 0:
                 raise ValueError('result_done() was called twice for one result')
             self.end.results.give(size, 1)

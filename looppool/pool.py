@@ -195,7 +195,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         return new_parcel((data, needs, number, None, self._retries))
 
     def _refuse(self) -> None:
-        self._check_thread('put_nowait')
+        self.check_thread('put_nowait')
         raise self._refusal()
 
     async def _permit(self, size: int, number: int | None) -> Slot:

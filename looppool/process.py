@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -104,6 +105,7 @@ class Process:
         self._loop = loop
         self._on_started = on_started
         self._on_exit = on_exit
+        self._owner = os.getpid()
         self._kill_wanted = False
         self._stderr_fd = stderr
         self._stderr: deque[bytes] = deque()
@@ -112,7 +114,7 @@ class Process:
 
     def kill(self) -> None:
         '''Send SIGKILL, now or as soon as the pid is known. A process that has ended is left alone.'''
-        if self.ended:
+        if self.ended or self._owner != os.getpid():
             return
         if self.pid is None and not self._kill_wanted:
             # A fork server is to tell the pid; one that hangs must not hold up the end as well.
@@ -163,8 +165,7 @@ class Process:
         self._stderr.append(data)
         while len(self._stderr) > 1 and sum(map(len, self._stderr)) - len(self._stderr[0]) >= _STDERR_KEPT:
             self._stderr.popleft()
-        with contextlib.suppress(OSError):
-            os.write(2, data)
+        _pass_on(data)
         return True
 
 
@@ -198,6 +199,18 @@ def start(
     return process
 
 
+def _pass_on(data: bytes) -> None:
+    '''Write to stderr what fits there now: a reader that has fallen asleep must not stop the loop.'''
+    poller = select.poll()
+    poller.register(2, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        # A pipe that is writable takes that much without blocking.
+        for start in range(0, len(data), select.PIPE_BUF):
+            if not poller.poll(0):
+                break
+            os.write(2, data[start : start + select.PIPE_BUF])
+
+
 Descriptors = tuple[int, int, int]
 
 
@@ -209,6 +222,7 @@ def _start_fork(launch: Launch, process: Process, fds: Descriptors) -> None:
     with child.stop_signals_blocked():
         pid = os.fork()
         if not pid:
+            child.forget_exit_handlers()
             asyncio._set_running_loop(None)
             main(*fds, parent)
     _watch(process, pid, lambda: _reap(pid))

@@ -98,7 +98,7 @@ class Settings:
             'sys_path': launch.sys_path() if launch.executable is None else None,
             'path': launch.path,
             'environ': launch.environ(),
-            'cwd': launch.cwd or os.getcwd(),
+            'cwd': launch.cwd or _working_directory(),
             'concurrency': self.concurrency or self.task_window,
             'results': self.result_window,
             'result_bytes': self.window_bytes,
@@ -106,6 +106,13 @@ class Settings:
             'blocking_threshold': self.blocking_threshold,
             'heartbeat': self.heartbeat,
         }
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None  # It was removed; the workers are in it all the same.
 
 
 def usable_cpus() -> int:

@@ -11,21 +11,25 @@ import asyncio
 import contextlib
 import copy
 import logging
+import os
 import signal
+import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Self
 
 from tornado.ioloop import IOLoop
 
-from .codec import check_encoded, encode
+from .codec import check_encoded, encode, forget_bodies
 from .errors import LoopPoolError, PoolBroken, PoolClosed, WorkerStartError
-from .handlers import Handlers
+from .handlers import Handlers, current_handlers
 from .member import Member
 from .protocol import Parcel, Window
 from .roster import RestartBudget, Roster, Slot
 from .settings import Settings
+from .signals import unwatch, watch
 from .statistics import PoolStatistics
 
 __all__ = ['END', 'Supervisor']
@@ -82,11 +86,18 @@ class Supervisor:
         '''The last fork server whose death was paid for.'''
         self._closed = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
+        _pools.add(self)
         self._signals: tuple[int, ...] = ()
         self._signum: int | None = None
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.name!r}: {self.state}, {len(self.members)} workers>'
+
+    def _disown(self) -> None:
+        '''In a forked child: the pool is the parent's. Nothing here puts to its workers, stops them or kills them.'''
+        self._accepting = self._supervising = False
+        self.state, self._reason = 'stopped', 'belongs to the process that this one was forked from'
+        self._closed.set()
 
     # Starting
 
@@ -96,10 +107,11 @@ class Supervisor:
         :raises WorkerStartError: a worker failed to; the others are ended then. Its cause is the remote error.
         :raises PoolClosed: the pool was started before, or `stop` was called meanwhile.
         '''
-        self._check_thread('start')
+        self.check_thread('start')
         if self.state != 'new':
             raise PoolClosed(self.name, f'can be started only once, and it is {self.state}: make a new Pool')
         self._adopt_running_loop()
+        forget_bodies()
         self.encoded_worker = encode((self.settings.worker_class, self._options))
         check_encoded(self.encoded_worker, self.settings.max_message_bytes)
         self.state = 'starting'
@@ -145,11 +157,12 @@ class Supervisor:
             return PoolBroken(self.name, self._budget.limit, self._budget.window, self._cause, started=started)
         return PoolClosed(self.name, reason, started=started)
 
-    def _check_thread(self, method: str) -> None:
+    def check_thread(self, method: str, instead: str = '') -> None:
+        '''RuntimeError if this is not the thread of the pool's loop.'''
         if self._thread not in (None, get_ident()):
+            instead = instead or f'ioloop.add_callback(pool.{method}, ...)'
             raise RuntimeError(
-                f'pool {self.name!r} was used from another thread than that of its loop: '
-                f'use pool.ioloop.add_callback(pool.{method}, ...)'
+                f'pool {self.name!r} was used from another thread than that of its loop: use pool.{instead}'
             )
 
     # What the members tell
@@ -248,23 +261,25 @@ class Supervisor:
 
     # Stopping
 
-    async def stop(self, timeout: float | None = _DEFAULT) -> None:
+    async def stop(self, timeout: float | timedelta | None = _DEFAULT) -> None:
         '''Take nothing new, let every accepted task end, then let the workers finalise and exit.
 
         It may be called again, while the pool starts, or from a handler. Those who wait in `put` get `PoolClosed`.
         If it is cancelled, the workers are killed.
 
-        :param timeout: seconds until what still runs is cancelled; a second later it is killed. Default:
-            `stop_timeout`; None: no limit.
+        :param timeout: seconds (or a timedelta) until what still runs is cancelled; a second later it is killed.
+            Default: `stop_timeout`; None: no limit.
+        :raises ValueError: `timeout` is no time.
         '''
-        self._check_thread('stop')
+        self.check_thread('stop')
+        seconds = self.settings.stop_timeout if timeout is _DEFAULT else _seconds(timeout)
         if self.state == 'starting':
             self._abandon('was stopped while it started')
-        await self._close(self.settings.stop_timeout if timeout is _DEFAULT else timeout)
+        await self._close(seconds)
 
     async def kill(self) -> None:
         '''End the workers at once with SIGKILL; every task that has not ended fails with `PoolClosed`.'''
-        self._check_thread('kill')
+        self.check_thread('kill')
         self._abandon('was killed')
         await self._close(None)
 
@@ -285,11 +300,17 @@ class Supervisor:
         Default: SIGTERM and SIGINT. Await `join`, which tells the signal, and exit with ``128 + signal``.
         The handlers are removed when the pool has stopped.
         '''
-        if self._thread is None:
+        if self._thread is None or self._closed.is_set():
             raise self._refusal()
-        self._signals = signals or (signal.SIGTERM, signal.SIGINT)
+        self._unwatch_signals()
+        self._signals = tuple(set(signals)) or (signal.SIGTERM, signal.SIGINT)
         for signum in self._signals:
-            self.asyncio_loop.add_signal_handler(signum, self._on_signal, signum)
+            watch(self.asyncio_loop, signum, self._on_signal)
+
+    def _unwatch_signals(self) -> None:
+        for signum in self._signals:
+            unwatch(self.asyncio_loop, signum, self._on_signal)
+        self._signals = ()
 
     def _on_signal(self, signum: int) -> None:
         if self._signum is not None:
@@ -314,19 +335,22 @@ class Supervisor:
                 self._closed.set()
             return
         self._begin_to_close(timeout)
-        caller = asyncio.current_task()
-        if caller in self.handlers.running:
+        if current_handlers.get() is self.handlers:
             self.handlers.stoppers += 1
             self.changed.set()
         try:
-            await self._closed.wait()
+            while not self._closed.is_set():
+                self._begin_to_close(timeout)
+                assert self._closing is not None
+                await asyncio.wait([self._closing])
         except BaseException:
             self._abandon('was killed, as its stop was cancelled')
             raise
 
     def _begin_to_close(self, timeout: float | None) -> None:
-        if self._closing is None:
-            self._closing = self.asyncio_loop.create_task(self._shut_down(timeout))
+        # The task may have been cancelled with all others of the loop: then it is begun again.
+        if self._closing is None or (self._closing.done() and not self._closed.is_set()):
+            self._closing = asyncio.Task(self._shut_down(timeout), loop=self.asyncio_loop)
 
     async def _shut_down(self, timeout: float | None) -> None:
         deadline = None if timeout is None else self.asyncio_loop.time() + timeout
@@ -336,6 +360,7 @@ class Supervisor:
         try:
             await self._until(self._is_drained, deadline)
             await self._stop_members(deadline)
+            await self._until(self._is_quiet, deadline)
         finally:
             self._abandon('was stopped before the task ended')
         await self._until(self._is_empty, None)
@@ -353,13 +378,15 @@ class Supervisor:
         await self._until(self._is_empty, max(deadline, grace) if drained and deadline else deadline and grace)
 
     def _is_drained(self) -> bool:
-        if not self._supervising:
-            return True
+        '''Whether every task has ended, or nobody will end the rest.'''
+        return not self._supervising or not any(slot.window.used for slot in self._roster.slots)
+
+    def _is_quiet(self) -> bool:
+        '''Whether the handlers are done with all that has come.'''
         # A handler that itself waits for this stop can't end before it, and nor can its result.
         stoppers = self.handlers.stoppers
         pending = sum(member.results_pending for member in self.members) - self._results.qsize()
-        tasks = any(slot.window.used for slot in self._roster.slots)
-        return not tasks and pending <= stoppers and len(self.handlers.running) <= stoppers
+        return pending <= stoppers and len(self.handlers.running) <= stoppers and not self.handlers.untold
 
     def _is_empty(self) -> bool:
         '''Whether every process is gone and all that came from them was taken up.'''
@@ -401,13 +428,16 @@ class Supervisor:
         self._begin_to_close(None)
 
     def _finish(self) -> None:
-        for signum in self._signals:
-            self.asyncio_loop.remove_signal_handler(signum)
+        self._unwatch_signals()
         if self.state != 'broken':
             self.state, self._reason = 'stopped', 'has stopped'
         for member in self.members:
             member.state = 'stopped'
             self._give_up(member, [])
+        # Behind the failures that are still to be told.
+        self.asyncio_loop.call_soon(self._tell_the_end)
+
+    def _tell_the_end(self) -> None:
         if self.untold:
             _log.error('pool %r %s: %d tasks had not ended', self.name, self._given_up, self.untold)
         self._results.put_nowait((END, None))
@@ -423,8 +453,27 @@ class Supervisor:
         return PoolStatistics(self.name, self.state, self._roster.waiting, members, **sums)
 
 
+def _seconds(timeout: object) -> float | None:
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if timeout is None or (isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0):
+        return timeout
+    raise ValueError(f'timeout has to be a number of seconds, a timedelta or None, not {timeout!r}')
+
+
 def _with_fate(error: LoopPoolError, *, started: bool) -> LoopPoolError:
     '''The same death, as told to one of the tasks that were owed.'''
     told = copy.copy(error)
     told.__dict__['started'] = started
     return told
+
+
+_pools: Final[weakref.WeakSet[Supervisor]] = weakref.WeakSet()
+
+
+def _disown_pools() -> None:
+    for pool in list(_pools):
+        pool._disown()
+
+
+os.register_at_fork(after_in_child=_disown_pools)

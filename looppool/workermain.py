@@ -55,13 +55,27 @@ def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
         child.enter(stderr, parent)
         # Kept to the very end: a closed link tells the parent that the worker is gone, and exit handlers take time.
         sock = socket.socket(fileno=link)
-        code = asyncio.run(_serve(sock, StatusPage(page)))
+        code = _run(sock, StatusPage(page))
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
         child.leave(code)
+
+
+def _run(link: socket.socket, page: StatusPage) -> int:
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        serving = loop.create_task(_serve(link, page))
+        while not serving.done():
+            try:
+                loop.run_until_complete(serving)
+            except SystemExit:
+                # asyncio lets it out of any asyncio task or callback, and gives it to whoever awaits that task as well.
+                # It is an error there, and no reason to end all the others.
+                continue
+        return serving.result()
 
 
 async def _serve(link: socket.socket, page: StatusPage) -> int:
@@ -95,6 +109,8 @@ class WorkerMain:
         self._concurrency = 1
         self._working = False
         self._stopping = False
+        self._forked = False
+        os.register_at_fork(after_in_child=self._on_fork)
         self._put_turn = asyncio.Lock()
         self._puts_in_line = 0
         self._credit = asyncio.Event()
@@ -188,6 +204,7 @@ class WorkerMain:
         self._working = True
         while (
             pending
+            and not self._forked
             and len(open_) < self._concurrency
             and results.limit - results.used > len(open_)
             and results.bytes < results.max_bytes
@@ -198,6 +215,7 @@ class WorkerMain:
                 break
         else:
             self._working = False
+            self._leave_if_forked(0)
             self._finish_if_idle()
             return False
         self._working = False
@@ -213,7 +231,8 @@ class WorkerMain:
             self._fail(ident, error)
             return
         if outcome is not None and inspect.isawaitable(outcome):
-            self._open[ident] = self.loop.create_task(self._follow(ident, outcome))
+            # Not by a task factory, which may run it at once, to its end, before it is known here.
+            self._open[ident] = asyncio.Task(self._follow(ident, outcome), loop=self.loop)
         else:
             self._returned(ident)
 
@@ -227,6 +246,7 @@ class WorkerMain:
 
     def _returned(self, ident: int) -> None:
         '''The handler of a task has returned: an open task is done if it said so, else it stays open.'''
+        self._leave_if_forked(0)
         if ident not in self._open:
             if self._done_on_return:
                 self._fail(ident, _not_open(ident))
@@ -251,6 +271,7 @@ class WorkerMain:
             self._forget(ident)
 
     def _fail(self, ident: int, error: BaseException) -> None:
+        self._leave_if_forked(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         if ident in self._open:
             self._deferred.discard(ident)
             self._end.failed(ident, *pack_error(error, self._end.max_own_body))
@@ -261,6 +282,16 @@ class WorkerMain:
             self.worker._task_failed(error)
         except Exception:
             _log.exception('_task_failed of worker %d raised', self.worker._number)
+
+    def _on_fork(self) -> None:
+        self._forked = True
+
+    def _leave_if_forked(self, code: int) -> None:
+        '''A child that a handler has forked ends where it leaves the handler: it is no second worker.'''
+        if self._forked:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
     def _forget(self, ident: int) -> None:
         del self._open[ident]

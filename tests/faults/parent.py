@@ -1,8 +1,8 @@
 '''A parent that the tests kill and signal: it runs a pool, tells the pids of all its processes, and waits for its fate.
 
-Usage: parent.py CONTEXT ENDING WORK [RELEASE [GO]]; the first three are names from the tables below. Its first line of output is a JSON
-object with ``workers`` and ``servers`` (pids). A worker says ``busy`` and the like when it has come that far. The file
-RELEASE, when it is there, ends the tasks that wait for it, and the file GO lets a parent end that ends of itself.
+Usage: parent.py CONTEXT ENDING WORK [RELEASE [GO]]; the first three are names from the tables below. The first line of
+output is a JSON object with ``workers`` and ``servers`` (pids). A worker says ``busy`` and the like when it has come
+that far. The file RELEASE, when it is there, ends the tasks that wait for it; GO, a parent that ends of itself.
 '''
 
 import asyncio

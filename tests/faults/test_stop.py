@@ -227,6 +227,7 @@ async def test_stop_kills_what_can_not_be_cancelled(context: str, verb: str) -> 
     await pool.start()
     pool.put_nowait((verb,))
     pool.put_nowait(('echo',))
+    await until(lambda: pool.link(0).page.taken_up == 1)
     await pool.stop(timeout=0.1)
     (first, died), (second, not_started) = [await pool.failure() for _ in range(2)]
     assert (first, second) == ((verb,), ('echo',))
