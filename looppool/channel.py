@@ -173,6 +173,9 @@ class Channel:
         more = True
         try:
             more = self._work(time.monotonic() + SLICE)
+        except Exception:
+            more = False
+            raise
         finally:
             self._corked = False
             if self.end.urgent:

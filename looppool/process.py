@@ -33,8 +33,9 @@ __all__ = ['CONTEXTS', 'Launch', 'Process', 'close_fork_servers', 'default_conte
 CONTEXTS: Final = ('fork', 'forkserver', 'spawn')
 _STDERR_KEPT: Final = 4096
 '''How much of the end of stderr is kept, in bytes: a Python traceback of some depth.'''
-_REPORT_GRACE: Final = 1.0
-'''How long a fork server may take to report a pid when the process is to be killed, in seconds.'''
+_REPORT_GRACE: Final = 5.0
+'''How long a fork server may take to report on a process that was killed, in seconds. It is quick unless it hangs, and
+a server that is given up takes all its workers with it.'''
 _STRANGER_POLL: Final = 0.005
 '''How often to look for a process that can't be waited for, in seconds.'''
 _LAST_READS: Final = 8
@@ -100,8 +101,8 @@ class Process:
         self.exitcode: int | None = None
         self.ended = False
         self.lost_with: ForkServer | None = None
-        self.give_up: Callable[[], None] = lambda: None
-        '''Called when the pid was waited for in vain.'''
+        self.give_up: Callable[[], None] | None = None
+        '''Called when a fork server's report was waited for in vain; None where there is none.'''
         self._loop = loop
         self._on_started = on_started
         self._on_exit = on_exit
@@ -116,17 +117,17 @@ class Process:
         '''Send SIGKILL, now or as soon as the pid is known. A process that has ended is left alone.'''
         if self.ended or self._owner != os.getpid():
             return
-        if self.pid is None and not self._kill_wanted:
-            # A fork server is to tell the pid; one that hangs must not hold up the end as well.
-            self._loop.call_later(_REPORT_GRACE, self._stop_waiting_for_pid)
+        if self.give_up is not None and not self._kill_wanted:
+            # A fork server is to tell the pid and the end; one that hangs must not hold up everything else.
+            self._loop.call_later(_REPORT_GRACE, self._stop_waiting_for_report)
         self._kill_wanted = True
         if self.pid is not None:
             # With the fork server the pid may be reaped, and in theory reused, between its report and our reading it.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def _stop_waiting_for_pid(self) -> None:
-        if self.pid is None and not self.ended:
+    def _stop_waiting_for_report(self) -> None:
+        if self.give_up is not None and not self.ended:
             self.give_up()
             self._ended(None)
 
@@ -302,6 +303,7 @@ def _on_report(process: Process, report: socket.socket, server: ForkServer) -> N
     if data:
         process._ended(REPORT.unpack(data)[0])
         return
+    process.give_up = None
     # The server died. Its children die with it, but not at the same moment, and what this one has taken up can be told
     # only when it is gone.
     process.lost_with = server

@@ -76,6 +76,7 @@ class Supervisor:
         self._thread: int | None = None
         self._accepting = False
         self._supervising = True
+        self._abandoned = False
         self._reason = 'was not started: await pool.start() first'
         self.untold = 0
         '''Tasks that ended with the pool, and about which the log has said nothing.'''
@@ -383,6 +384,8 @@ class Supervisor:
 
     def _is_quiet(self) -> bool:
         '''Whether the handlers are done with all that has come.'''
+        if self._abandoned:
+            return True
         # A handler that itself waits for this stop can't end before it, and nor can its result.
         stoppers = self.handlers.stoppers
         pending = sum(member.results_pending for member in self.members) - self._results.qsize()
@@ -414,6 +417,7 @@ class Supervisor:
         '''Kill what there is, and replace nothing any more.'''
         if self.state in ('stopped', 'broken', 'new'):
             return
+        self._abandoned = True
         self._give_up_supervising(reason)
         self._refuse_more('is stopping', state)
         for member in self.members:

@@ -160,7 +160,7 @@ async def test_what_can_wait_leaves_with_the_rest_of_the_next_turn(packets: Pair
     ours, theirs = packets
 
     class Patient(Side):
-        urgent = False  # type: ignore[assignment]
+        urgent = False
 
         def work(self, deadline: float) -> bool:
             self._out.append(b'can wait ')

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+import looppool
 from looppool.codec import Definition, check_encoded, decode, define, encode, unpack_error
 from looppool.errors import MessageTooBig, ProtocolError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(looppool.__file__).parent.parent
 LIMIT = 30.0  # seconds for a script
 
 PEER = '''
@@ -35,7 +36,7 @@ sys.stdout.buffer.write(pickle.dumps([answer(*message) for message in messages])
 
 SCRIPT = f'''
 import dataclasses, enum, functools, pickle, subprocess, sys, types, typing
-from looppool.codec import decode, define, encode, pack_error, unpack_error
+from looppool.codec import decode, define, encode, forget_bodies, pack_error, unpack_error
 
 def abroad(*objects, do='lambda obj: obj'):
     """Send objects to a process that isn't this script; get back what `do`, run there in turn, makes of each."""
@@ -253,6 +254,19 @@ def test_a_definition_has_one_key_in_all_messages(script: Script) -> None:
 
 def test_a_message_refers_to_a_definition_instead_of_holding_it(script: Script) -> None:
     assert script("b'times' in encode(Point(1))[0]") == 'False'
+
+
+def test_a_definition_is_as_it_was_when_it_was_first_sent_until_it_is_to_be_made_anew(script: Script) -> None:
+    change = "encode(Point), setattr(Point, 'extra', 42)"
+    look = "abroad(Point, do='lambda cls: getattr(cls, \\'extra\\', None)')"
+
+    assert script(f'({change}, {look}, forget_bodies(), {look})[2:]') == '(None, None, 42)'
+
+
+def test_what_was_sent_before_a_definition_was_made_anew_still_comes_home(script: Script) -> None:
+    home = script('[type(decode(data)) is Point for data in [encode(Point(1))[0]] if not forget_bodies()]')
+
+    assert home == '[True]'
 
 
 @pytest.mark.parametrize('obj', ['lambda: 1', 'Local()', 'dataclasses.dataclass', '"__main__"'])

@@ -261,6 +261,12 @@ class TakesNoNotes(Exception):
     __notes__ = None  # type: ignore[assignment]
 
 
+class CauseRaises(Exception):
+    @property
+    def __cause__(self) -> None:  # type: ignore[override]
+        raise ValueError('no cause')
+
+
 class Frozen(Exception):
     def __setattr__(self, name: str, value: object) -> None:
         raise dataclasses.FrozenInstanceError(name)
@@ -268,7 +274,8 @@ class Frozen(Exception):
 
 HOSTILE = [
     StrRaises, StrRaisesTheUnprintable, StrExits, StrIsOfAStrangeType, ReduceRaises, ReduceExits, LoadingExits,
-    LoadsAsAnother, GroupLoadsAsAnother, LoadsAsNoException, TakesNoNotes, Frozen,
+    LoadsAsAnother, GroupLoadsAsAnother, LoadsAsNoException, TakesNoNotes,
+    CauseRaises, Frozen,
 ]  # fmt: skip
 
 

@@ -160,31 +160,24 @@ async def test_a_worker_that_is_not_there_is_a_value_error(worker_num: Any) -> N
         assert pool.statistics().in_flight == 0
 
 
-class HoldingNumber(Worker[str, Any]):
-    '''Holds some tasks; every message tells its number.'''
+class HoldingNumber(Worker[str, int]):
+    '''Tells its number for every message; it holds the task 'hold' until it gets 'end'.'''
 
-    def _process_message(self, message: str) -> None:
+    def _initialise(self) -> None:
+        self._end = asyncio.Event()
+
+    @task_done
+    async def _process_message(self, message: str) -> None:
         self._put_nowait(self._number)
-        if message == 'end':
-            self._held()
-        elif message == 'hold':
-            self._held = contextvars_bound(self._task_done)
-            return
-        self._task_done()
-
-
-def contextvars_bound(function: Callable[[], None]) -> Callable[[], None]:
-    '''`function`, to be called later on behalf of the task that is current now.'''
-    import contextvars
-
-    context = contextvars.copy_context()
-    return lambda: context.run(function)
+        match message:
+            case 'hold':
+                await self._end.wait()
+            case 'end':
+                self._end.set()
 
 
 async def test_least_loaded_passes_a_busy_worker_over(context: str) -> None:
-    async with Pool(
-        pool_size=2, worker_class=HoldingNumber, context=context, distribution='least_loaded'
-    ) as pool:
+    async with Pool(pool_size=2, worker_class=HoldingNumber, context=context, distribution='least_loaded') as pool:
         results = pool.results()
         pool.put_nowait('hold')
         busy = await anext(results)
@@ -355,7 +348,7 @@ async def test_lambdas_and_closures_travel(context: str) -> None:
 
 
 async def test_none_and_false_and_empty_travel_as_any_message(context: str) -> None:
-    messages = [None, False, 0, '', b'', [], ()]
+    messages: list[Any] = [None, False, 0, '', b'', [], ()]
     async with Pool(pool_size=1, worker_class=Echo, context=context) as pool:
         for message in messages:
             pool.put_nowait(message)

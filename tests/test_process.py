@@ -31,7 +31,7 @@ def watcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delattr(os, 'pidfd_open', raising=False)
     elif not hasattr(os, 'pidfd_open'):
         pytest.skip('this system has no pidfd_open')
-    return request.param
+    return str(request.param)
 
 
 def waiting_threads() -> int:

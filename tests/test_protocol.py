@@ -34,6 +34,7 @@ LEGAL = {
 }
 '''What may be received in which state, said once more, so that nobody changes it unawares.'''
 NO_CREDIT = struct.pack('<Q', 0)
+NONSENSE = b'nonsense'
 DEFINITION = Definition(('elsewhere', 1), b'definition', ())
 
 
@@ -51,6 +52,11 @@ class Recorder:
     def on_define(self, body: bytes) -> Key:
         self.calls.append(('on_define', body))
         return ('sender', len(self.calls))
+
+    def understand(self, body: bytes) -> BaseException:
+        if body == NONSENSE:
+            raise ProtocolError('nonsense')
+        return RuntimeError(body)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('on_'):
@@ -212,8 +218,18 @@ def test_failed_tells_which_and_why() -> None:
 
     end.receive_data(frame(Kind.FAILED, 1, b'why'))
 
-    assert recorder.calls == [('on_failed', Parcel(b'task 1'), b'why')]
+    ((name, parcel, error),) = recorder.calls
+    assert (name, parcel, error.args) == ('on_failed', Parcel(b'task 1'), (b'why',))
     assert not end.owed
+
+
+def test_a_failure_that_can_not_be_understood_leaves_its_task_owed() -> None:
+    end, recorder = pool_end()
+
+    with pytest.raises(ProtocolError, match='nonsense'):
+        end.receive_data(frame(Kind.FAILED, 1, NONSENSE))
+
+    assert list(end.owed) == [1] and not recorder.calls
 
 
 def test_credits_leave_in_one_frame() -> None:
@@ -342,7 +358,7 @@ def test_hostile_bytes_are_a_protocol_error_and_nothing_else(make: Any, state: S
             end.receive_data(piece)
 
 
-answers = st.builds(frame, st.just(Kind.FAILED), st.integers(0, 4)) | st.builds(
+answers = st.builds(frame, st.just(Kind.FAILED), st.integers(0, 4), st.sampled_from([b'', NONSENSE])) | st.builds(
     lambda numbers: frame(Kind.DONE, 0, ids(*numbers)), st.lists(st.integers(0, 4), max_size=3)
 )
 

@@ -108,8 +108,11 @@ class PoolSide(Side):
         self.done += count
         self.tasks.give(size, count)
 
-    def on_failed(self, parcel: Parcel, body: bytes) -> None:
-        assert body == b'failed ' + parcel.data[:8]
+    def understand(self, body: bytes) -> BaseException:
+        return RuntimeError(body)
+
+    def on_failed(self, parcel: Parcel, error: BaseException) -> None:
+        assert error.args == (b'failed ' + parcel.data[:8],)
         self.failed.append(parcel.data)
         self.tasks.give(len(parcel.data), 1)
 

@@ -215,7 +215,7 @@ def test_an_executable_implies_spawn() -> None:
     assert make_launch(ElsewhereWorker, None, None, None, (), (), sys.executable).context == 'spawn'
 
 
-def test_workers_get_the_environment_and_the_path_of_the_parent_and_what_is_added(monkeypatch: Any) -> None:
+def test_workers_get_environment_and_path_of_the_parent_and_what_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('OF_THE_PARENT', '1')
     monkeypatch.setenv('OF_BOTH', 'parent')
     env = {'OF_BOTH': 'worker', 'OF_THE_WORKER': '2'}
@@ -226,6 +226,15 @@ def test_workers_get_the_environment_and_the_path_of_the_parent_and_what_is_adde
     assert configuration['sys_path'] == ['/added', *sys.path]
     assert configuration['cwd'] == os.getcwd()
     assert (configuration['number'], configuration['pool']) == (3, 'pool')
+
+
+def test_a_working_directory_that_was_removed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / 'gone'
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+
+    assert make().configuration(0)['cwd'] is None
 
 
 def test_another_interpreter_keeps_its_own_path() -> None:

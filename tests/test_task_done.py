@@ -84,7 +84,7 @@ class ByHandInCoroutine(Stepwise):
 
 
 class Later(Stepwise):
-    def _process_message(self, message: int) -> None:
+    def _process_message(self, message: int) -> Any:
         self._begin(message)
         self._schedule(message)
 
@@ -237,7 +237,7 @@ variable: contextvars.ContextVar[int | None] = contextvars.ContextVar('variable'
 
 class SetsVariable(Worker[Any, Any]):
     @task_done
-    def _process_message(self, message: int) -> None:
+    def _process_message(self, message: int) -> Any:
         self._put_nowait(variable.get())
         variable.set(message)
 

@@ -17,7 +17,7 @@ from looppool import Pool, Worker, task_done
 
 
 class Plain(Worker[Any, Any]):
-    def _initialise(self, **options: Any) -> None:
+    def _initialise(self, **options: Any) -> Any:
         self._put_nowait(('initialised', options, self._options, self._number, self._pool_name))
 
     @task_done
@@ -25,7 +25,7 @@ class Plain(Worker[Any, Any]):
         await asyncio.sleep(0)
         self._put_nowait(message)
 
-    def _finalise(self) -> None:
+    def _finalise(self) -> Any:
         self._put_nowait('finalised')
 
 

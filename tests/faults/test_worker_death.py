@@ -309,7 +309,7 @@ async def test_fork_server_dies(deaths: list[str]) -> None:
 
 
 async def test_fork_server_freezes(logs: LogGuard) -> None:
-    logs.expect('worker 0')
+    logs.expect('worker [01] ')
     async with ObservedPool(context='forkserver', start_timeout=2.0, max_restarts=5) as pool:
         frozen = set(process.fork_server_pids())
         for pid in frozen:

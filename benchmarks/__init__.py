@@ -1,0 +1,3 @@
+'''Benchmarks of looppool against a bare ceiling and its peers: ``python -m benchmarks messages``.'''
+
+__all__: list[str] = []

@@ -1,0 +1,134 @@
+"""What a contender is asked to do, and the clocks that all contenders share.
+
+Rules:
+
+1. A `Load` travels to the contender's process as JSON, so it holds plain numbers and words only.
+2. A job is a function from a `Load` to named values; the name of a value fixes its unit.
+3. Every job warms its contender up before the clock starts.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+__all__ = [
+    'WINDOW', 'Job', 'Load', 'PingPong', 'Values', 'percentiles', 'rate', 'rate_async', 'sampled', 'sampled_async',
+]
+
+Values = Mapping[str, float]
+'''What a job measured; `catalogue.UNITS` gives the unit of each name.'''
+
+WINDOW = 4096
+'''Messages in flight while throughput is measured: the default window of a pool.'''
+
+
+@dataclass(frozen=True)
+class Load:
+    '''The size of one job.
+
+    Args:
+        messages: messages, or tasks, put while the clock runs.
+        workers: worker processes.
+        handlers: 'plain' functions, a 'coroutine' in the worker, or coroutines on 'both' sides.
+        context: start method, where the job depends on it.
+        seconds: how long an idle pool is watched, or after how long the sampling of latencies ends.
+    '''
+
+    messages: int = 0
+    workers: int = 1
+    handlers: str = 'plain'
+    context: str = 'forkserver'
+    seconds: float = 3.0
+
+    @property
+    def warm_up(self) -> int:
+        '''Messages put before the clock starts: a tenth, but at least ten.'''
+        return max(10, self.messages // 10)
+
+
+Job = Callable[[Load], Values]
+
+
+def percentiles(samples: list[float], load: Load) -> Values:
+    '''Return median and 99th percentile of *samples* (seconds), leaving out those of the warm-up.'''
+    ordered = sorted(samples[min(load.warm_up, len(samples) // 2):])
+    return {'p50': ordered[len(ordered) // 2], 'p99': ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]}
+
+
+def rate(run: Callable[[int], object], load: Load) -> Values:
+    '''Return the messages a second of ``run(n)``, which puts n messages and waits for all results.'''
+    run(load.warm_up)
+    before = time.perf_counter()
+    run(load.messages)
+    return {'rate': load.messages / (time.perf_counter() - before)}
+
+
+async def rate_async(run: Callable[[int], Awaitable[object]], load: Load) -> Values:
+    '''Like `rate`, for a contender that lives on a loop.'''
+    await run(load.warm_up)
+    before = time.perf_counter()
+    await run(load.messages)
+    return {'rate': load.messages / (time.perf_counter() - before)}
+
+
+def sampled(once: Callable[[int], object], load: Load) -> Values:
+    '''Time ``once(i)``, one message at a time, until all are sent or ``load.seconds`` are over.'''
+    samples = []
+    end = time.perf_counter() + load.seconds
+    for number in range(load.messages + load.warm_up):
+        before = time.perf_counter()
+        once(number)
+        after = time.perf_counter()
+        samples.append(after - before)
+        if after > end:
+            break
+    return percentiles(samples, load)
+
+
+async def sampled_async(once: Callable[[int], Awaitable[object]], load: Load) -> Values:
+    '''Like `sampled`, for a contender whose answer is awaited.'''
+    samples = []
+    end = time.perf_counter() + load.seconds
+    for number in range(load.messages + load.warm_up):
+        before = time.perf_counter()
+        await once(number)
+        after = time.perf_counter()
+        samples.append(after - before)
+        if after > end:
+            break
+    return percentiles(samples, load)
+
+
+class PingPong:
+    '''Times one message at a time for a contender that calls a handler with its answer.
+
+    Args:
+        put: sends a message.
+        load: what to send.
+    '''
+
+    def __init__(self, put: Callable[[int], object], load: Load) -> None:
+        self._put = put
+        self._load = load
+        self._samples: list[float] = []
+        self._before = 0.0
+        self._finished = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> Values:
+        '''Send all messages, one after the other.'''
+        self._next()
+        await self._finished
+        return percentiles(self._samples, self._load)
+
+    def answered(self) -> None:
+        '''Note the time and send the next message; to be called first thing by the handler.'''
+        self._samples.append(time.perf_counter() - self._before)
+        if len(self._samples) < self._load.messages + self._load.warm_up:
+            self._next()
+        else:
+            self._finished.set_result(None)
+
+    def _next(self) -> None:
+        self._before = time.perf_counter()
+        self._put(len(self._samples))

@@ -1,0 +1,32 @@
+'''Memory and CPU time of processes, for a look from outside.'''
+
+import sys
+import time
+from collections.abc import Iterable
+
+import psutil
+
+from benchmarks.load import Values
+
+__all__ = ['cpu_of_tree', 'memory']
+
+
+def memory(pids: Iterable[int]) -> Values:
+    '''Return USS and PSS, in bytes, of the process among *pids* whose USS is largest.'''
+    largest = max((psutil.Process(pid).memory_full_info() for pid in pids), key=lambda info: int(info.uss))
+    return {'uss': largest.uss, 'pss': largest.pss}
+
+
+def cpu_of_tree() -> float:
+    '''Return the CPU seconds used so far by this process and all its descendants.'''
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(_cpu(process) for process in processes)
+
+
+def _cpu(process: psutil.Process) -> float:
+    if sys.platform == 'linux':
+        # The kernel's CPU clock of another process, in nanoseconds; /proc only counts ticks of 10 ms, of which an idle
+        # worker may not use one.
+        return time.clock_gettime((~process.pid << 3) | 2)
+    times = process.cpu_times()
+    return float(times.user + times.system)

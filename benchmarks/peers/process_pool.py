@@ -1,0 +1,21 @@
+'''`multiprocessing.Pool`.'''
+
+import multiprocessing
+from collections import deque
+
+from benchmarks.load import Load, Values, rate, sampled
+from benchmarks.peers.tasks import echo
+
+__all__ = ['latency', 'throughput']
+
+
+def throughput(load: Load) -> Values:
+    '''Measure the results a second of ``imap_unordered`` with one message a chunk.'''
+    with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
+        return rate(lambda count: deque(pool.imap_unordered(echo, range(count)), maxlen=0), load)
+
+
+def latency(load: Load) -> Values:
+    '''Measure one message at a time, in seconds.'''
+    with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
+        return sampled(lambda message: pool.apply(echo, (message,)), load)
