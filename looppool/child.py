@@ -78,13 +78,27 @@ def enter(stderr_fd: int, parent_pid: int) -> None:
     os.dup2(stderr_fd, 2)
     os.close(stderr_fd)
     faulthandler.enable(2)
-    os.register_at_fork(after_in_child=_restore_stop_signals)
+    guard = _ForkGuard()
+    os.register_at_fork(before=guard.before, after_in_parent=guard.after, after_in_child=guard.after_in_child)
 
 
-def _restore_stop_signals() -> None:
+class _ForkGuard:
     '''What a worker forks of its own accord can be stopped by signals, as anywhere else.'''
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def before(self) -> None:
+        # A signal that meets the child before it has the default handlers would be lost.
+        self._of_thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def after(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._of_thread.mask)
+
+    def after_in_child(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.after()
 
 
 def forget_exit_handlers() -> None:

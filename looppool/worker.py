@@ -73,6 +73,9 @@ class Worker(Generic[TaskT, ResultT]):
     def _task_done(self) -> None:
         '''The current task is done: the one whose handler runs, or from which this callback or asyncio task comes.
 
+        Called while the handler has an exception in hand (in ``finally`` or ``except``), it waits for how the handler
+        ends: what the handler raises then is the task's error.
+
         :raises RuntimeError: there is no current task.
         :raises ValueError: it is done already.
         '''

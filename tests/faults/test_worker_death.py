@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,25 @@ async def test_results_are_read_after_the_process_is_gone(context: str, deaths: 
             assert not watch.survivors(20)  # The loop is blocked meanwhile: it sees results and exit at once.
         assert await pool.take(100) == list(range(100))
         await pool.failure()
+        await pool.replaced()
+        await pool.works()
+
+
+@pytest.mark.parametrize('context', ['fork', 'spawn'])
+async def test_results_are_read_even_if_the_exit_is_told_first(
+    context: str, deaths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    '''Where there is no pidfd, a thread tells of the exit, and gets ahead of what the loop has not read.'''
+    monkeypatch.delattr(os, 'pidfd_open')
+    async with ObservedPool(context=context) as pool:
+        [teller] = [t for t in threading.enumerate() if t.name == f'looppool-wait-{pool.members[0].pid}']
+        pool.put_nowait(('put_and_die', 100), worker_num=0)
+        pool.link(0).channel.flush()
+        teller.join(20)  # The loop is blocked meanwhile.
+        assert not teller.is_alive()
+        assert await pool.take(100) == list(range(100))
+        _, error = await pool.failure()
+        assert error.started is True
         await pool.replaced()
         await pool.works()
 
