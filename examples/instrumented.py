@@ -2,10 +2,13 @@
 
     STATSD_HOST=localhost STATSD_PORT=8125 SENTRY_DSN=https://... python instrumented.py
 
-Without these variables the gauges go to a port where nobody may listen, and the errors to the log only.
+Without these variables the gauges go to a port where nobody may listen, and the errors to the log only. It runs until
+Ctrl-C or SIGTERM.
 '''
 
 import asyncio
+import contextlib
+import itertools
 import os
 from collections.abc import Callable
 
@@ -48,10 +51,13 @@ async def main() -> None:
     pool = looppool.Pool(pool_size=2, worker_class=WatchedWorker, options={'interval': 0.5})
     pool.process_message = process_message
     pool.process_failure = process_failure
-    async with pool:
-        for number in range(-5, 6):
+    await pool.start()
+    pool.stop_on_signals()
+    with contextlib.suppress(looppool.PoolClosed):
+        for number in itertools.cycle(range(-5, 6)):
             await pool.put(number)
             await asyncio.sleep(0.2)
+    await pool.join()
 
 
 asyncio.run(main())
