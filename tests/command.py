@@ -57,7 +57,7 @@ async def started(*args: str | Path, **env: str) -> AsyncIterator[Command]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': path} | env,
+        env=os.environ | {'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1'} | env,
         start_new_session=True,
     )
     try:
