@@ -1,4 +1,4 @@
-'''What once went wrong under a reviewer's hands, each in the shape in which it was met.'''
+'''What once went wrong, each in the shape in which it was met.'''
 
 import asyncio
 import multiprocessing
