@@ -1,7 +1,11 @@
 '''What the contract tests share: a run of one worker from start to end, and workers that several of them use.'''
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import psutil
 
 from looppool import Pool, Worker, task_done
 
@@ -47,3 +51,18 @@ class Number(Worker[Any, int]):
     @task_done
     def _process_message(self, _message: Any) -> None:
         self._put_nowait(self._number)
+
+
+def gone(pids: Iterable[int], within: float = 5.0) -> None:
+    '''Wait for processes of others to end.'''
+    deadline = time.monotonic() + within
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f'still there: {left}'
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    # Who has lost its parent may stay a zombie where nobody reaps for it.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

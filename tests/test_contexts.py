@@ -8,7 +8,6 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from command import run, started
-from harness import Echo, rest_of
+from harness import Echo, gone, rest_of
 
 import looppool
 from looppool import Pool, Worker, process, task_done
@@ -305,21 +304,6 @@ async def test_a_worker_may_have_a_pool_of_its_own(context: str) -> None:
     servers = {pid for _, _, pids in results for pid in pids}
     assert len(inner) == 4 and len(servers) == (2 if context == 'forkserver' else 0)
     gone(inner | servers)
-
-
-def gone(pids: set[int], within: float = 5.0) -> None:
-    '''Wait for processes of others to end.'''
-    deadline = time.monotonic() + within
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < deadline, f'still there: {left}'
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    # Who has lost its parent may stay a zombie where nobody reaps for it.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 # Its end

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from command import ROOT, started
 from conftest import LogGuard
-from harness import Echo, failures_of, rest_of
+from harness import Echo, failures_of, gone, rest_of
 
 import looppool
 from looppool import Pool, Worker, task_done
@@ -267,17 +267,7 @@ async def test_workers_die_with_their_parent_within_a_second(
         # So that the test can't pass for the wrong reason: it is a thread that watches, or there is none.
         assert {psutil.Process(pid).num_threads() for pid in pids} == {2 if no_pdeathsig else 1}
         kill_parent()
-        deadline = time.monotonic() + 1.0
-        while left := [pid for pid in pids if alive(pid)]:
-            assert time.monotonic() < deadline, f'still there: {left}'
-            time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    # Who has lost its parent may stay a zombie where nobody reaps for it.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+        gone(pids, within=1.0)
 
 
 class Journal(Worker[int, int]):

@@ -13,7 +13,7 @@ from workers import Casualty
 
 import looppool
 
-__all__ = ['ObservedPool', 'Watch', 'kill', 'until']
+__all__ = ['PUTS', 'ObservedPool', 'Put', 'Watch', 'kill', 'until']
 
 LIMIT = 20.0
 '''Seconds for anything that a test waits for.'''
@@ -121,3 +121,14 @@ def _readable(fd: int, seconds: float) -> bool:
 def kill(pid: int | None) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
+
+
+Put = Callable[[ObservedPool, Any], Any]
+PUTS: dict[str, Put] = {
+    'put_nowait': lambda pool, message: pool.put_nowait(message),
+    'put': lambda pool, message: pool.put(message),
+    'put to a worker': lambda pool, message: pool.put(message, worker_num=1),
+    'broadcast': lambda pool, message: pool.broadcast(message),
+    'retained broadcast': lambda pool, message: pool.broadcast(message, retain='key'),
+}
+'''Every way to put a message.'''

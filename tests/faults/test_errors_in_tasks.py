@@ -13,7 +13,7 @@ from workers import FailsToLoad, Forgiving, TwoArguments, nested_list
 
 import looppool
 
-from .observed import ObservedPool
+from .observed import PUTS, ObservedPool, Put
 
 
 async def failure_of(pool: ObservedPool, *order: Any) -> Any:
@@ -133,14 +133,6 @@ async def test_worker_is_told_of_its_failed_tasks(context: str) -> None:
         await pool.failure()
 
 
-Put = Callable[[ObservedPool, Any], Any]
-PUTS: dict[str, Put] = {
-    'put_nowait': lambda pool, message: pool.put_nowait(message),
-    'put': lambda pool, message: pool.put(message),
-    'put to a worker': lambda pool, message: pool.put(message, worker_num=1),
-    'broadcast': lambda pool, message: pool.broadcast(message),
-    'retained broadcast': lambda pool, message: pool.broadcast(message, retain='key'),
-}
 UNPICKLABLE: dict[str, Callable[[], Any]] = {
     'a lock': threading.Lock,
     'a context': contextvars.copy_context,

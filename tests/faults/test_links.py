@@ -3,7 +3,6 @@
 import pickle
 import struct
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import looppool
 from looppool.frames import pack_header
 from looppool.protocol import Kind
 
-from .observed import ObservedPool, until
+from .observed import PUTS, ObservedPool, Put, until
 
 CAP = 100_000
 '''The cap of these tests, in bytes.'''
@@ -144,16 +143,6 @@ async def test_worker_ends_on_hostile_bytes(
         await pool.replaced()
         await pool.works()
     assert len(lines) == 1
-
-
-Put = Callable[[ObservedPool, Any], Any]
-PUTS: dict[str, Put] = {
-    'put_nowait': lambda pool, message: pool.put_nowait(message),
-    'put': lambda pool, message: pool.put(message),
-    'put to a worker': lambda pool, message: pool.put(message, worker_num=1),
-    'broadcast': lambda pool, message: pool.broadcast(message),
-    'retained broadcast': lambda pool, message: pool.broadcast(message, retain='key'),
-}
 
 
 async def refused(pool: ObservedPool, put: Put, message: Any) -> looppool.MessageTooBig:
