@@ -134,7 +134,7 @@ def _prctl() -> Callable[..., int] | None:
 def interpreter_flags() -> list[str]:
     '''The options that this interpreter runs with, for one that shall run likewise (as multiprocessing takes them).
 
-    With -P, as the child is told its ``sys.path`` and needs no entry for ``-c``; without it Python 3.13.0 fails to import
+    With -P, as the child is told its ``sys.path`` and needs no entry for ``-c``; without it Python 3.13.0 can't import
     the standard library when the working directory is gone.
     '''
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]

@@ -5,14 +5,13 @@
 '''
 
 import asyncio
-import contextlib
 import contextvars
-import inspect
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from .codec import decode
+from .runner import Runner, as_coroutine
 
 __all__ = ['FAILURES', 'Handlers', 'current_handlers', 'end_result']
 
@@ -27,37 +26,28 @@ current_handlers: Final[contextvars.ContextVar[object]] = contextvars.ContextVar
 
 
 class Handlers:
-    '''The handlers that run as asyncio tasks.
+    '''The handlers that are coroutines, or that the application is still to be told through.
 
     :param name: the pool's, for the log.
     :param changed: set when one has ended.
+    :ivar running: how many coroutines have not ended.
     :ivar stoppers: how many of them wait for the pool to stop.
     :ivar untold: failures that the application is still to be told.
     '''
 
     def __init__(self, name: str, changed: asyncio.Event) -> None:
-        self.running: set[asyncio.Task[None] | None] = set()
+        self.running = 0
         self.stoppers = 0
         self.untold = 0
         self._name = name
         self._changed = changed
+        self._runner: Runner[tuple[Any, object]] | None = None
 
-    def follow(self, outcome: Any, result_done: Callable[[], None], *, done_on_return: bool) -> None:
-        '''See to the end what a handler of a result returned; the result is done then if `done_on_return`.'''
-        if inspect.isawaitable(outcome):
-            self._run(self._follow(outcome, result_done, done_on_return))
-
-    async def _follow(self, outcome: Any, result_done: Callable[[], None], done_on_return: bool) -> None:
-        current_handlers.set(self)
-        try:
-            await outcome
-            if done_on_return:
-                result_done()
-        except FAILURES:
-            _log.exception('process_message of pool %r failed', self._name)
-            end_result(result_done)
-        finally:
-            self._ended()
+    def run(
+        self, coroutine: Coroutine[Any, Any, Any], result_done: Callable[[], None], *, done_on_return: bool
+    ) -> None:
+        '''See to its end what a handler of a result returned; the result is done then if `done_on_return`.'''
+        self._run(coroutine, (result_done, done_on_return))
 
     def fail(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
         '''Tell the application that the task in `data` ended with `error`.'''
@@ -74,35 +64,41 @@ class Handlers:
         except Exception as failure:
             error.add_note(f'the task is given as its pickled bytes, as it could not be loaded: {failure!r}')
         try:
-            outcome = process_failure(task, error)
-            if inspect.isawaitable(outcome):
-                self._run(self._follow_failure(outcome))
-        except FAILURES:
-            self._log_failure()
+            coroutine = as_coroutine(process_failure(task, error))
+        except FAILURES as failure:
+            self._log('process_failure', failure)
+        else:
+            if coroutine is not None:
+                self._run(coroutine, ('process_failure', object()))
 
-    async def _follow_failure(self, outcome: Any) -> None:
-        current_handlers.set(self)
-        try:
-            await outcome
-        except FAILURES:
-            self._log_failure()
-        finally:
-            self._ended()
+    def _run(self, coroutine: Coroutine[Any, Any, Any], token: tuple[Any, object]) -> None:
+        if self._runner is None:
+            self._runner = Runner(asyncio.get_running_loop(), self._ended)
+        self.running += 1
+        context = contextvars.copy_context()
+        context.run(current_handlers.set, self)
+        self._runner.run(coroutine, context, token)
 
-    def _log_failure(self) -> None:
-        _log.exception('process_failure of pool %r failed', self._name)
-
-    def _run(self, handling: Coroutine[Any, Any, None]) -> None:
-        # Not by a task factory, which may run it at once, to its end, before it is known here.
-        self.running.add(asyncio.Task(handling, loop=asyncio.get_running_loop()))
-
-    def _ended(self) -> None:
-        # Said by the task itself: a done callback would cost every result one more turn of the loop.
-        self.running.discard(asyncio.current_task())
+    def _ended(self, token: tuple[Any, object], error: BaseException | None) -> None:
+        self.running -= 1
         self._changed.set()
+        handler, done_on_return = token
+        if handler != 'process_failure':
+            if done_on_return or error is not None:
+                end_result(handler)
+            handler = 'process_message'
+        if isinstance(error, FAILURES):
+            self._log(handler, error)
+        elif error is not None:
+            raise error
+
+    def _log(self, handler: str, error: BaseException) -> None:
+        _log.error('%s of pool %r failed', handler, self._name, exc_info=error)
 
 
 def end_result(result_done: Callable[[], None]) -> None:
     '''End a result, if it has not ended.'''
-    with contextlib.suppress(ValueError):
+    try:
         result_done()
+    except ValueError:
+        pass

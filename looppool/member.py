@@ -8,7 +8,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 import pickle
@@ -21,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 from .channel import Channel
 from .codec import Key, decode, define, unpack_error
 from .errors import ProtocolError, WorkerDied, WorkerStartError
-from .frames import Frame
 from .handlers import FAILURES, current_handlers, end_result
 from .process import start
 from .protocol import Parcel, PoolEnd, Window
 from .roster import Slot
+from .runner import as_coroutine
 from .statistics import MemberStatistics
 from .status import StatusPage
 from .worker import undecorated
@@ -56,7 +55,7 @@ class _Link:
         self.start_error: BaseException | None = None
         self._pool = member.pool
         self._loop = self._pool.asyncio_loop
-        self._inbox: deque[Frame] = deque()
+        self._inbox: deque[bytes] = deque()
         settings = self._pool.settings
         configuration = pickle.dumps(settings.configuration(member.number))
         # All of it, or nothing: descriptors may run out at any step.
@@ -70,7 +69,7 @@ class _Link:
             self.channel = Channel(ours, self._loop, self._work, self._on_closed)
             undo.callback(self.channel.close)
             results = Window(settings.result_window, settings.window_bytes)
-            self.end = PoolEnd(self, self._inbox.append, self.channel.wake, results, self.channel.wake_later)
+            self.end = PoolEnd(self, self._receive, self.channel.wake, results, self.channel.wake_later)
             self.end.limit_bodies(settings.max_message_bytes)
             self.channel.open(self.end)
             self.process = start(
@@ -79,6 +78,9 @@ class _Link:
             undo.pop_all()
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
         self.end.start(configuration, *self._pool.encoded_worker)
+
+    def _receive(self, _ident: int, results: list[bytes]) -> None:
+        self._inbox.extend(results)
 
     # What the link tells
 
@@ -138,13 +140,14 @@ class _Link:
         '''Take up results that end when the handler, or somebody later, calls their `result_done`.'''
         inbox, results = self._inbox, self.end.results
         while inbox:
-            body = inbox.popleft()[2]
+            body = inbox.popleft()
             results.take(len(body))
             result_done = self._receipt(len(body))
             try:
                 outcome = handler(decode(body), result_done)
-                if outcome is not None:
-                    self._pool.handlers.follow(outcome, result_done, done_on_return=False)
+                coroutine = None if outcome is None else as_coroutine(outcome)
+                if coroutine is not None:
+                    self._pool.handlers.run(coroutine, result_done, done_on_return=False)
             except FAILURES:
                 self._log_failure()
                 end_result(result_done)
@@ -160,16 +163,17 @@ class _Link:
         size = count = 0
         try:
             while inbox:
-                body = inbox.popleft()[2]
+                body = inbox.popleft()
                 size += len(body)
                 count += 1
                 try:
                     outcome = handler(decode(body), _done_on_return)
-                    if outcome is not None and inspect.isawaitable(outcome):
+                    coroutine = None if outcome is None else as_coroutine(outcome)
+                    if coroutine is not None:
                         size -= len(body)
                         count -= 1
                         self.end.results.take(len(body))
-                        self._pool.handlers.follow(outcome, self._receipt(len(body)), done_on_return=True)
+                        self._pool.handlers.run(coroutine, self._receipt(len(body)), done_on_return=True)
                 except FAILURES:
                     self._log_failure()
                 if clock() > deadline:

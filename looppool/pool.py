@@ -16,9 +16,9 @@ from typing import Any, Final, Generic
 
 from tornado.ioloop import IOLoop
 
-from .codec import check_encoded, encode
+from .codec import Definition, check_encoded, encode
 from .errors import Full, PoolBroken, PoolClosed
-from .protocol import Parcel, new_parcel
+from .protocol import Parcel, Terms
 from .roster import Slot, Waiter
 from .settings import Settings, checked_options, make_launch, usable_cpus
 from .supervisor import END, Supervisor
@@ -130,7 +130,8 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         if not hasattr(self, 'process_failure'):
             self.process_failure = self._log_failure
         marked = is_idempotent(worker_class) or is_idempotent(worker_class._process_message)
-        self._retries = max(retries, 1) if marked else retries
+        self._terms = Terms(retries=max(retries, 1) if marked else retries)
+        '''Of a message that is not addressed and needs no definitions.'''
         self._max_message_bytes = max_message_bytes
 
     # Putting
@@ -147,7 +148,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         :raises Exception: the error of pickling it.
         '''
         parcel = self._pack(message, worker_num)
-        slot = self._roster.claim(len(parcel.data), worker_num)
+        slot = self._roster.claim(len(parcel[0]), worker_num)
         if slot is None:
             raise Full('task', f'pool {self.name!r}' if worker_num is None else f'worker {worker_num}')
         slot.deliver(parcel)
@@ -155,7 +156,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
     async def put(self, message: TaskT, worker_num: int | None = None) -> None:
         '''As `put_nowait`, but wait for credit, first come, first served. Cancelled, it has put nothing.'''
         parcel = self._pack(message, worker_num)
-        slot = self._roster.claim(len(parcel.data), worker_num) or await self._permit(len(parcel.data), worker_num)
+        slot = self._roster.claim(len(parcel[0]), worker_num) or await self._permit(len(parcel[0]), worker_num)
         slot.deliver(parcel)
 
     async def broadcast(self, message: TaskT, retain: object = None) -> None:
@@ -165,21 +166,21 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             ahead of its other tasks. None: it is not kept.
         :raises: as `put`.
         '''
-        parcel = self._pack(message, None)._replace(retain=retain)
-        size = len(parcel.data)
+        data, terms = self._pack(message, None)
+        size = len(data)
         slots: list[Slot] = []
         try:
             for number in range(len(self.members)):
                 slots.append(self._roster.claim(size, number) or await self._permit(size, number))
             if retain is not None:
-                self._roster.retain(parcel)
+                self._roster.retain((data, terms._replace(retain=retain)))
         except BaseException:
             for slot in slots:
                 self._roster.release(slot, size)
             raise
         for slot in slots:
             if retain is None or slot.open:
-                slot.deliver(parcel._replace(number=slot.number))
+                slot.deliver((data, terms._replace(number=slot.number, retain=retain)))
             else:
                 # The worker that starts there will get it as a retained one.
                 self._roster.release(slot, size)
@@ -187,12 +188,16 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
     def _pack(self, message: TaskT, number: int | None) -> Parcel:
         if not self._accepting or self._thread != get_ident():
             self._refuse()
+        data, needs = encode(message)
+        if needs or number is not None or len(data) > self._max_message_bytes:
+            return data, self._make_terms(data, needs, number)
+        return data, self._terms
+
+    def _make_terms(self, data: bytes, needs: tuple[Definition, ...], number: int | None) -> Terms:
         if number is not None and (number not in range(len(self.members)) or isinstance(number, bool)):
             raise ValueError(f'worker_num has to be from 0 to {len(self.members) - 1}, not {number!r}')
-        data, needs = encoded = encode(message)
-        if needs or len(data) > self._max_message_bytes:
-            check_encoded(encoded, self._max_message_bytes)
-        return new_parcel((data, needs, number, None, self._retries))
+        check_encoded((data, needs), self._max_message_bytes)
+        return Terms(needs, number, retries=self._terms.retries)
 
     def _refuse(self) -> None:
         self.check_thread('put_nowait')

@@ -11,19 +11,21 @@
 5. A definition travels once per link, ahead of the first message that needs it.
 6. Credit, pill and cancel are handled when they are received; tasks and results are handed on through `deliver`, in
    order, to be taken up when their receiver has time. Nobody ever stops reading.
+7. Tasks, or results, that are sent one after another leave as a *run* in one frame: a header for each would cost more
+   than all else that the link does for it.
 '''
 
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from functools import partial
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import MAX_BODY, Frame, Parser, pack_header
+from .frames import MAX_BODY, Parser, pack_header
 
-__all__ = ['Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Window', 'WorkerEnd', 'WorkerHandler', 'new_parcel']
+__all__ = ['MAX_MESSAGE', 'Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'Window', 'WorkerEnd', 'WorkerHandler']
 
 
 class Kind(IntEnum):
@@ -34,6 +36,7 @@ class Kind(IntEnum):
     START = 2
     '''The worker's class and options.'''
     TASK = 3
+    '''id: that of the first task; body: a run of tasks, whose ids follow on each other.'''
     CREDIT = 4
     '''id: how many results are done; body: how many bytes they took.'''
     PILL = 5
@@ -42,6 +45,7 @@ class Kind(IntEnum):
     READY = 32
     START_FAILED = 33
     RESULT = 34
+    '''body: a run of results.'''
     DONE = 35
     '''body: the ids of the tasks that are done.'''
     FAILED = 36
@@ -82,8 +86,14 @@ _TASK: Final = int(Kind.TASK)
 OWN_BODY: Final = 64 * 1024
 '''What the link's own frames may take in any case, in bytes: lists of ids, errors.'''
 _MOST_IDS: Final = OWN_BODY // 8
-_NO_DEFINITIONS: Final[tuple[Definition, ...]] = ()
 _BYTES: Final = struct.Struct('<Q')
+_COUNT: Final = struct.Struct('<I')
+_RUN_HEAD: Final = 2 * _COUNT.size
+'''What a run of one message takes on top of it, in bytes.'''
+_MOST_OF_RUN: Final = OWN_BODY - _RUN_HEAD
+'''What a run of several messages may take, in bytes: with more, its receiver would wait too long for the first.'''
+MAX_MESSAGE: Final = MAX_BODY - _RUN_HEAD
+'''The largest message, in bytes.'''
 
 
 class Window:
@@ -121,11 +131,10 @@ class Window:
         self.bytes -= size
 
 
-class Parcel(NamedTuple):
-    '''A pickled task on its way, with what has to be known to send it again.'''
+class Terms(NamedTuple):
+    '''What has to be known of a task to send it, and to send it again.'''
 
-    data: bytes
-    needs: tuple[Definition, ...] = _NO_DEFINITIONS
+    needs: tuple[Definition, ...] = ()
     number: int | None = None
     '''The worker that it is addressed to.'''
     retain: object = None
@@ -134,10 +143,30 @@ class Parcel(NamedTuple):
     '''How often it may still be run again after it may have run.'''
 
 
-new_parcel: Final[Callable[[tuple[bytes, tuple[Definition, ...], int | None, object, int]], Parcel]] = partial(
-    tuple.__new__, Parcel
-)
-'''A parcel of a tuple of its fields, made three times as fast as by its class: it is on the path of every message.'''
+Parcel = tuple[bytes, Terms]
+'''A pickled task on its way. A plain tuple, as one is made for every message; most share their terms.'''
+
+
+def _pack_run(kind: int, ident: int, run: list[bytes]) -> list[bytes]:
+    sizes = list(map(len, run))
+    head = struct.pack(f'<I{len(run)}I', len(run), *sizes)
+    return [pack_header(len(head) + sum(sizes), kind, ident), head, *run]
+
+
+def _cut_run(body: bytes) -> list[bytes]:
+    '''The messages of a run.'''
+    try:
+        (count,) = _COUNT.unpack_from(body)
+        if count == 1 and len(body) > OWN_BODY:
+            # Whoever unpickles it can do so from where it is.
+            return [memoryview(body)[_RUN_HEAD:]]  # type: ignore[list-item]
+        sizes = struct.unpack_from(f'<{count}I', body, _COUNT.size)
+    except struct.error as error:
+        raise ProtocolError(f'a run of messages is cut: {error}') from None
+    bounds = list(accumulate(sizes, initial=(count + 1) * _COUNT.size))
+    if bounds[-1] != len(body):
+        raise ProtocolError(f'a run of messages takes {len(body)} bytes, but says {bounds[-1]}')
+    return [body[start:end] for start, end in pairwise(bounds)]
 
 
 class PoolHandler(Protocol):
@@ -169,12 +198,15 @@ class _End:
     _hot: Kind
     '''The kind that is handed on through `deliver`.'''
 
-    def __init__(self, deliver: Callable[[Frame], None], wake: Callable[[], None]) -> None:
-        self.max_body = self.max_own_body = MAX_BODY
+    def __init__(self, deliver: Callable[[int, list[bytes]], None], wake: Callable[[], None]) -> None:
+        self.max_body = self.max_own_body = MAX_MESSAGE
         self._deliver = deliver
         self._wake = wake
         self._parser = Parser()
         self._out: list[bytes] = []
+        self._run: list[bytes] = []
+        '''Messages that leave in one frame, behind what is in `_out`.'''
+        self._run_kind = self._run_ident = 0
         self._known: set[Key] = set()
         self._table: dict[int, Callable[[int, bytes], None]] = {}
         self._enter(State.NEW)
@@ -185,18 +217,18 @@ class _End:
         self._handed_on = int(self._hot) if state in _LEGAL[self._hot] else -1
 
     def limit_bodies(self, max_body: int) -> None:
-        '''Set the cap on a body, for both directions, in bytes.'''
+        '''Set the cap on a message, for both directions, in bytes.'''
         self.max_body = max_body
-        self._parser.max_body = self.max_own_body = max(max_body, OWN_BODY)
+        self.max_own_body = max(max_body, OWN_BODY)
+        self._parser.max_body = self.max_own_body + _RUN_HEAD
 
     def receive_data(self, data: bytes) -> None:
         '''Take bytes from the transport; raise `ProtocolError` if they are not what they have to be.'''
-        deliver = self._deliver
-        for frame in self._parser.feed(data):
-            if frame[0] == self._handed_on:
-                deliver(frame)
+        for kind, ident, body in self._parser.feed(data):
+            if kind == self._handed_on:
+                self._deliver(ident, _cut_run(body))
             else:
-                self._control(*frame)
+                self._control(kind, ident, body)
         if self._parser.error:
             raise self._parser.error
 
@@ -208,6 +240,7 @@ class _End:
 
     def data_to_send(self) -> bytes:
         '''The bytes to write now; they count as sent.'''
+        self._end_run()
         self._send_owing()
         data = b''.join(self._out)
         self._out.clear()
@@ -216,16 +249,39 @@ class _End:
     @property
     def urgent(self) -> bool:
         '''Whether there is something to send that somebody may be waiting for.'''
-        return bool(self._out)
+        return bool(self._out or self._run)
 
     def _send_owing(self) -> None:
         '''Send what was held back to leave in one frame.'''
         raise NotImplementedError
 
     def _send(self, kind: int, ident: int = 0, body: bytes = b'') -> None:
+        self._end_run()
         if not self._out:
             self._wake()
         self._append(kind, ident, body)
+
+    def _begin_run(self, kind: int, ident: int) -> None:
+        self._end_run()
+        if not self._out:
+            self._wake()
+        self._run_kind, self._run_ident = kind, ident
+
+    def _end_run(self) -> None:
+        '''Pack what is in the run: into one frame, or into as many as it takes to keep them small.'''
+        run, ident, total, start = self._run, self._run_ident, 0, 0
+        if not run:
+            return
+        if sum(map(len, run)) + _COUNT.size * len(run) > _MOST_OF_RUN:
+            for index, message in enumerate(run):
+                size = _COUNT.size + len(message)
+                if total and total + size > _MOST_OF_RUN:
+                    self._out += _pack_run(self._run_kind, ident + start, run[start:index])
+                    start, total = index, 0
+                total += size
+        self._out += _pack_run(self._run_kind, ident + start, run[start:])
+        run.clear()
+        self._run_kind = 0
 
     def _append(self, kind: int, ident: int, body: bytes) -> None:
         self._out += (pack_header(len(body), kind, ident), body)
@@ -249,7 +305,7 @@ class PoolEnd(_End):
     def __init__(
         self,
         handler: PoolHandler,
-        deliver: Callable[[Frame], None],
+        deliver: Callable[[int, list[bytes]], None],
         wake: Callable[[], None],
         results: Window,
         wake_later: Callable[[], None] | None = None,
@@ -280,14 +336,14 @@ class PoolEnd(_End):
 
     def send_task(self, parcel: Parcel) -> int:
         '''Send a task; return its id. The caller holds its permit.'''
-        if parcel.needs:
-            self._send_definitions(parcel.needs)
+        data, terms = parcel
+        if terms.needs:
+            self._send_definitions(terms.needs)
         self._last_id = ident = self._last_id + 1
         self.owed[ident] = parcel
-        data, out = parcel.data, self._out
-        if not out:
-            self._wake()
-        out += (pack_header(len(data), _TASK, ident), data)
+        if self._run_kind != _TASK:
+            self._begin_run(_TASK, ident)
+        self._run.append(data)
         return ident
 
     def pill(self) -> None:
@@ -323,7 +379,7 @@ class PoolEnd(_End):
         owed, before, size = self.owed, len(self.owed), 0
         try:
             for ident in struct.unpack(f'<{count}Q', body):
-                size += len(owed.pop(ident).data)
+                size += len(owed.pop(ident)[0])
         except KeyError as error:
             raise ProtocolError(f'task {error} was answered, but it is not owed') from None
         finally:
@@ -351,7 +407,9 @@ class WorkerEnd(_End):
 
     _hot = Kind.TASK
 
-    def __init__(self, handler: WorkerHandler, deliver: Callable[[Frame], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, handler: WorkerHandler, deliver: Callable[[int, list[bytes]], None], wake: Callable[[], None]
+    ) -> None:
         super().__init__(deliver, wake)
         self.results = Window(1, 1)
         self._handler = handler
@@ -377,10 +435,9 @@ class WorkerEnd(_End):
         '''Send a result. The caller has taken its permit and checked its size.'''
         if needs:
             self._send_definitions(needs)
-        out = self._out
-        if not out:
-            self._wake()
-        out += (pack_header(len(body), _RESULT, 0), body)
+        if self._run_kind != _RESULT:
+            self._begin_run(_RESULT, 0)
+        self._run.append(body)
 
     def done(self, ident: int) -> None:
         '''The task is done; its id leaves with the next write, behind the results that were put before.'''
@@ -393,13 +450,14 @@ class WorkerEnd(_End):
         self._send(Kind.FAILED, ident, body)
 
     def bye(self) -> None:
+        self._end_run()
         self._send_owing()
         self._send(Kind.BYE)
         self._enter(State.ENDED)
 
     @property
     def urgent(self) -> bool:
-        return bool(self._out or self._done)
+        return bool(self._out or self._run or self._done)
 
     def _send_owing(self) -> None:
         for start in range(0, len(self._done), _MOST_IDS):

@@ -106,7 +106,7 @@ class Roster:
         self._tickets = 0
         self._turn = 0
         self._turn_after = [*range(1, len(slots)), 0]
-        self._candidate = self._next_in_turn if distribution == 'round_robin' else self._least_loaded
+        self._in_turn = distribution == 'round_robin'
 
     # Choosing
 
@@ -116,22 +116,18 @@ class Roster:
             slot = self.slots[number]
             taken = slot.waiters or (self._waiters and self._candidate() is slot)
             return None if taken or not slot.window.try_take(size) else slot
-        slot = self._candidate()
+        slot = self.slots[self._turn]
+        if not self._in_turn or not slot.open:
+            slot = self._candidate()
         if self._waiters or slot.waiters or not slot.window.try_take(size):
             return None
         self._turn = self._turn_after[slot.number]
         return slot
 
-    def _next_in_turn(self) -> Slot:
-        slots, turn = self.slots, self._turn
-        slot = slots[turn]
-        if slot.open:
-            return slot
-        return next((s for s in self._from(turn) if s.open), slot)
-
-    def _least_loaded(self) -> Slot:
+    def _candidate(self) -> Slot:
+        '''The slot that the next message goes to, unless it is addressed.'''
         candidates = [slot for slot in self._from(self._turn) if slot.open] or list(self._from(self._turn))
-        return min(candidates, key=lambda slot: slot.window.used)
+        return candidates[0] if self._in_turn else min(candidates, key=lambda slot: slot.window.used)
 
     def _from(self, turn: int) -> Iterator[Slot]:
         yield from self.slots[turn:]
@@ -220,20 +216,20 @@ class Roster:
         slot.open = False
         failed, stays, moved_to = [], [], []
         for parcel, started in owed:
-            heir = None
-            if parcel.retain is not None:
-                self.release(slot, len(parcel.data))
-            elif started and not parcel.retries:
+            data, terms = parcel
+            if terms.retain is not None:
+                self.release(slot, len(data))
+            elif started and not terms.retries:
                 failed.append(parcel)
-                self.release(slot, len(parcel.data))
+                self.release(slot, len(data))
             else:
                 if started:
-                    parcel = parcel._replace(retries=parcel.retries - 1)
+                    parcel = data, terms._replace(retries=terms.retries - 1)
                 heir = self._heir(parcel)
                 if heir is None:
                     stays.append(parcel)
                 else:
-                    self.release(slot, len(parcel.data))
+                    self.release(slot, len(data))
                     heir.backlog.append(parcel)
                     moved_to.append(heir)
         slot.backlog.extendleft(reversed(stays))
@@ -243,9 +239,10 @@ class Roster:
 
     def _heir(self, parcel: Parcel) -> Slot | None:
         '''An open slot with room for a parcel of a dead worker; its permit is taken.'''
-        if parcel.number is not None:
+        data, terms = parcel
+        if terms.number is not None:
             return None
-        size = len(parcel.data)
+        size = len(data)
         candidates = (slot for slot in self._from(self._turn) if slot.open and not slot.waiters)
         heir = next((slot for slot in candidates if slot.window.try_take(size)), None)
         if heir is not None:
@@ -255,16 +252,17 @@ class Roster:
     def open(self, slot: Slot) -> None:
         '''The worker of `slot` is ready: what was retained comes first, then what waited for it.'''
         slot.open = True
-        for parcel in self.retained.values():
+        for data, _ in self.retained.values():
             # They come on top of the window: it may be full of what waited for this worker.
-            slot.window.take(len(parcel.data))
+            slot.window.take(len(data))
         slot.backlog.extendleft(reversed(self.retained.values()))
         self._serve_all()
 
     def retain(self, parcel: Parcel) -> None:
         '''Keep a broadcast for those who start later, as the newest.'''
-        self.retained.pop(parcel.retain, None)
-        self.retained[parcel.retain] = parcel
+        key = parcel[1].retain
+        self.retained.pop(key, None)
+        self.retained[key] = parcel
 
 
 def _head(queue: deque[Waiter]) -> Waiter | None:

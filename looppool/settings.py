@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from .frames import MAX_BODY
 from .process import Launch, default_context
+from .protocol import MAX_MESSAGE
 from .worker import Worker
 
 __all__ = ['Settings', 'checked_options', 'make_launch', 'usable_cpus']
@@ -49,8 +49,8 @@ class Settings:
             self._check_whole(name, 0)
         for name in ('restart_window', 'start_timeout', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout'):
             self._check_seconds(name)
-        if self.max_message_bytes > MAX_BODY:
-            raise ValueError(f'max_message_bytes has to be at most {MAX_BODY:,}')
+        if self.max_message_bytes > MAX_MESSAGE:
+            raise ValueError(f'max_message_bytes has to be at most {MAX_MESSAGE:,}')
 
     def _check_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)

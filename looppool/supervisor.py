@@ -170,7 +170,7 @@ class Supervisor:
 
     def _fail(self, member: Member, parcel: Parcel, error: BaseException) -> None:
         member.failed += 1
-        self.handlers.fail(self.process_failure, parcel.data, error)
+        self.handlers.fail(self.process_failure, parcel[0], error)
 
     def member_ready(self, member: Member) -> None:
         member.state = 'ready'
@@ -184,7 +184,7 @@ class Supervisor:
         self.changed.set()
 
     def task_failed(self, member: Member, parcel: Parcel, error: BaseException) -> None:
-        self._roster.release(member.slot, len(parcel.data))
+        self._roster.release(member.slot, len(parcel[0]))
         self.changed.set()
         self._fail(member, parcel, error)
 
@@ -247,7 +247,7 @@ class Supervisor:
         waiting = [(parcel, False) for parcel in member.slot.backlog]
         member.slot.backlog.clear()
         for parcel, started in owed + waiting:
-            member.slot.window.give(len(parcel.data), 1)
+            member.slot.window.give(len(parcel[0]), 1)
             self._fail(member, parcel, self._closed_error(self._given_up, started))
 
     def _watch_heartbeats(self) -> None:
@@ -389,7 +389,7 @@ class Supervisor:
         # A handler that itself waits for this stop can't end before it, and nor can its result.
         stoppers = self.handlers.stoppers
         pending = sum(member.results_pending for member in self.members) - self._results.qsize()
-        return pending <= stoppers and len(self.handlers.running) <= stoppers and not self.handlers.untold
+        return pending <= stoppers and self.handlers.running <= stoppers and not self.handlers.untold
 
     def _is_empty(self) -> bool:
         '''Whether every process is gone and all that came from them was taken up.'''

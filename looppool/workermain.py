@@ -11,7 +11,6 @@
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import logging
 import os
@@ -31,8 +30,8 @@ from . import child
 from .channel import Channel
 from .codec import Key, check_encoded, decode, define, encode, pack_error
 from .errors import Full, PoolClosed, ProtocolError
-from .frames import Frame
 from .protocol import Window, WorkerEnd
+from .runner import Runner, as_coroutine
 from .status import TAKEN_UP, StatusPage
 from .watchdog import Watchdog
 from .worker import Worker, undecorated
@@ -45,7 +44,7 @@ _current: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_
 '''The id of the task that a piece of code belongs to.'''
 
 _RUNNING: Final = object()
-'''The state of an open task while its plain handler runs. Later: its asyncio task, or None when that has returned.'''
+'''The state of an open task whose handler has not returned; later it is None.'''
 
 
 def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
@@ -97,7 +96,7 @@ class WorkerMain:
         self.worker: Worker[Any, Any]
         self._page = page
         self._words = page.words
-        self._pending: deque[Frame] = deque()
+        self._pending: deque[tuple[int, bytes]] = deque()
         self._open: dict[int, Any] = {}
         '''The tasks that are taken up and have not ended, with their states.'''
         self._deferred: set[int] = set()
@@ -115,8 +114,9 @@ class WorkerMain:
         self._puts_in_line = 0
         self._credit = asyncio.Event()
         self._thread = get_ident()
+        self._runner = Runner(self.loop, self._coroutine_ended)
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
-        self._end = WorkerEnd(self, self._pending.append, self._channel.wake)
+        self._end = WorkerEnd(self, self._receive, self._channel.wake)
         self._channel.open(self._end)
 
     # Starting
@@ -164,9 +164,6 @@ class WorkerMain:
 
     def _set_handler(self, handler: Callable[[Any], Any]) -> None:
         self._handler, self._done_on_return = undecorated(handler)
-        if not inspect.iscoroutinefunction(self._handler):
-            # A coroutine gets a context of its own with its asyncio task; what runs at once needs one as well.
-            self._handler = functools.partial(_run_in_own_context, self._handler)
 
     def _make_worker(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any]) -> Worker[Any, Any]:
         _set_title(f'looppool: {self._configuration["pool"]} worker {self._configuration["number"]}')
@@ -198,60 +195,58 @@ class WorkerMain:
 
     # Tasks
 
+    def _receive(self, first: int, tasks: list[bytes]) -> None:
+        self._pending.extend(enumerate(tasks, first))
+
     def _work(self, deadline: float) -> bool:
         '''Take up what may be taken up; the channel's `work`.'''
-        pending, open_, results = self._pending, self._open, self._end.results
+        pending, open_, results, words = self._pending, self._open, self._end.results, self._words
         self._working = True
         while (
             pending
-            and not self._forked
-            and len(open_) < self._concurrency
-            and results.limit - results.used > len(open_)
+            and self._concurrency > len(open_) < results.limit - results.used
             and results.bytes < results.max_bytes
         ):
-            _, ident, body = pending.popleft()
-            self._take_up(ident, body)
+            ident, body = pending.popleft()
+            words[TAKEN_UP] = ident
+            open_[ident] = _RUNNING
+            _current.set(ident)
+            context = contextvars.copy_context()
+            try:
+                outcome = context.run(self._handler, decode(body))
+            except BaseException as error:
+                self._fail(ident, error)
+            else:
+                coroutine = None if outcome is None else as_coroutine(outcome)
+                if self._forked:
+                    self._leave_fork(0)
+                elif coroutine is None:
+                    self._returned(ident)
+                else:
+                    self._runner.run(coroutine, context, ident)
             if time.monotonic() > deadline:
                 break
         else:
             self._working = False
-            self._leave_if_forked(0)
             self._finish_if_idle()
             return False
         self._working = False
         return True
 
-    def _take_up(self, ident: int, body: bytes) -> None:
-        self._words[TAKEN_UP] = ident
-        self._open[ident] = _RUNNING
-        _current.set(ident)
-        try:
-            outcome = self._handler(decode(body))
-        except BaseException as error:
+    def _coroutine_ended(self, ident: int, error: BaseException | None) -> None:
+        if error is not None:
             self._fail(ident, error)
-            return
-        if outcome is not None and inspect.isawaitable(outcome):
-            # Not by a task factory, which may run it at once, to its end, before it is known here.
-            self._open[ident] = asyncio.Task(self._follow(ident, outcome), loop=self.loop)
-        else:
-            self._returned(ident)
-
-    async def _follow(self, ident: int, outcome: Any) -> None:
-        try:
-            await outcome
-        except BaseException as error:
-            self._fail(ident, error)
+        elif self._forked:
+            self._leave_fork(0)
         else:
             self._returned(ident)
 
     def _returned(self, ident: int) -> None:
         '''The handler of a task has returned: an open task is done if it said so, else it stays open.'''
-        self._leave_if_forked(0)
         if ident not in self._open:
             if self._done_on_return:
                 self._fail(ident, _not_open(ident))
         elif self._done_on_return or ident in self._deferred:
-            self._deferred.discard(ident)
             self._end.done(ident)
             self._forget(ident)
         else:
@@ -271,9 +266,9 @@ class WorkerMain:
             self._forget(ident)
 
     def _fail(self, ident: int, error: BaseException) -> None:
-        self._leave_if_forked(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        if self._forked:
+            self._leave_fork(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         if ident in self._open:
-            self._deferred.discard(ident)
             self._end.failed(ident, *pack_error(error, self._end.max_own_body))
             self._forget(ident)
         else:
@@ -286,15 +281,16 @@ class WorkerMain:
     def _on_fork(self) -> None:
         self._forked = True
 
-    def _leave_if_forked(self, code: int) -> None:
+    def _leave_fork(self, code: int) -> NoReturn:
         '''A child that a handler has forked ends where it leaves the handler: it is no second worker.'''
-        if self._forked:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     def _forget(self, ident: int) -> None:
         del self._open[ident]
+        if self._deferred:
+            self._deferred.discard(ident)
         if self._overdrawn:
             self._overdrawn.discard(ident)
         if not self._working and (self._pending or self._stopping):
@@ -361,8 +357,8 @@ class WorkerMain:
     def on_cancel(self) -> None:
         self._pending.clear()
         for ident, state in list(self._open.items()):
-            if isinstance(state, asyncio.Task):
-                state.cancel()
+            if state is _RUNNING:
+                self._runner.cancel(ident)
             else:
                 self._fail(ident, asyncio.CancelledError())
 
@@ -400,10 +396,6 @@ class WorkerMain:
         if error:
             print(f'looppool: worker {os.getpid()}: {error}', file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _run_in_own_context(handler: Callable[[Any], Any], message: Any) -> Any:
-    return contextvars.copy_context().run(handler, message)
 
 
 def _not_open(ident: int) -> Exception:

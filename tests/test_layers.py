@@ -19,7 +19,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__i
 
 LAYERS = {
     0: ('errors', 'frames', 'codec', 'protocol', 'roster'),
-    1: ('status', 'channel', 'child', 'forkserver', 'process', 'signals', 'watchdog', 'worker', 'workermain'),
+    1: ('status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'worker', 'workermain'),
     2: ('settings', 'statistics', 'handlers', 'member', 'supervisor', 'pool'),
 }
 '''Every other module is optional: layer 3.'''

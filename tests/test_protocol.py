@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parcels import parcel, run
 
 from looppool.codec import Definition, Key
 from looppool.errors import ProtocolError
 from looppool.frames import Frame, Parser, pack_header
-from looppool.protocol import _LEGAL, Kind, Parcel, PoolEnd, State, Window, WorkerEnd, new_parcel
+from looppool.protocol import _LEGAL, OWN_BODY, Kind, PoolEnd, State, Window, WorkerEnd
 
 TO_WORKER = {Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CREDIT, Kind.PILL, Kind.CANCEL, Kind.DEFINE}
 TO_POOL = {Kind.READY, Kind.START_FAILED, Kind.RESULT, Kind.DONE, Kind.FAILED, Kind.BYE, Kind.DEFINE}
@@ -43,11 +44,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.inbox: list[Frame] = []
+        self.inbox: list[tuple[int, bytes]] = []
         self.wakes = 0
 
     def wake(self) -> None:
         self.wakes += 1
+
+    def deliver(self, ident: int, messages: list[bytes]) -> None:
+        self.inbox += [(ident, message) for message in messages]
 
     def on_define(self, body: bytes) -> Key:
         self.calls.append(('on_define', body))
@@ -70,12 +74,12 @@ class Recorder:
 def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
     '''A pool's end in that state, which owes task 1 from READY on.'''
     recorder = Recorder()
-    end = PoolEnd(recorder, recorder.inbox.append, recorder.wake, Window(4, 100))
+    end = PoolEnd(recorder, recorder.deliver, recorder.wake, Window(4, 100))
     if state >= State.STARTING:
         end.start(b'configuration', b'worker', ())
     if state >= State.READY:
         end.receive_data(frame(Kind.READY))
-        end.send_task(Parcel(b'task 1'))
+        end.send_task(parcel(b'task 1'))
     if state >= State.STOPPING:
         end.pill()
     if state >= State.ENDED:
@@ -88,7 +92,7 @@ def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
 
 def worker_end(state: State = State.READY) -> tuple[WorkerEnd, Recorder]:
     recorder = Recorder()
-    end = WorkerEnd(recorder, recorder.inbox.append, recorder.wake)
+    end = WorkerEnd(recorder, recorder.deliver, recorder.wake)
     if state >= State.STARTING:
         end.receive_data(frame(Kind.CONFIGURE))
         end.results = Window(4, 100)
@@ -111,7 +115,9 @@ def frame(kind: int, ident: int = 0, body: bytes = b'') -> bytes:
 def well_formed(kind: Kind) -> bytes:
     if kind == Kind.CREDIT:
         return frame(kind, 0, NO_CREDIT)
-    return frame(kind, 1 if kind in (Kind.FAILED, Kind.TASK) else 0)
+    if kind in (Kind.TASK, Kind.RESULT):
+        return frame(kind, 1, run(b''))
+    return frame(kind, 1 if kind == Kind.FAILED else 0)
 
 
 def ids(*numbers: int) -> bytes:
@@ -161,9 +167,9 @@ def test_a_body_over_the_cap_is_an_error_after_what_came_before(make: Any) -> No
     kind = Kind.RESULT if make is pool_end else Kind.TASK
 
     with pytest.raises(ProtocolError, match='cap'):
-        end.receive_data(frame(kind, 1, bytes(100_000)) + pack_header(100_001, kind, 2))
+        end.receive_data(frame(kind, 1, run(bytes(100_000))) + pack_header(100_009, kind, 2))
 
-    assert recorder.inbox == [(kind, 1, bytes(100_000))]
+    assert recorder.inbox == [(1, bytes(100_000))]
 
 
 # The pool's end
@@ -172,7 +178,7 @@ def test_a_body_over_the_cap_is_an_error_after_what_came_before(make: Any) -> No
 def test_ids_start_at_one_and_increase_by_one() -> None:
     end, _ = pool_end()
 
-    assert [end.send_task(Parcel(b'task')) for _ in range(3)] == [2, 3, 4]
+    assert [end.send_task(parcel(b'task')) for _ in range(3)] == [2, 3, 4]
     assert list(end.owed) == [1, 2, 3, 4]
 
 
@@ -205,7 +211,7 @@ def test_a_list_of_ids_that_is_cut_is_an_error(length: int) -> None:
 
 def test_done_tells_how_many_and_how_large() -> None:
     end, recorder = pool_end()
-    end.send_task(Parcel(b'four'))
+    end.send_task(parcel(b'four'))
 
     end.receive_data(frame(Kind.DONE, 0, ids(2, 1)))
 
@@ -218,8 +224,8 @@ def test_failed_tells_which_and_why() -> None:
 
     end.receive_data(frame(Kind.FAILED, 1, b'why'))
 
-    ((name, parcel, error),) = recorder.calls
-    assert (name, parcel, error.args) == ('on_failed', Parcel(b'task 1'), (b'why',))
+    ((name, failed, error),) = recorder.calls
+    assert (name, failed, error.args) == ('on_failed', parcel(b'task 1'), (b'why',))
     assert not end.owed
 
 
@@ -266,7 +272,7 @@ def test_dones_leave_in_one_frame_behind_the_results_put_before() -> None:
     end.send_result(b'result', ())
     end.done(2)
 
-    assert frames_of(end) == [(Kind.RESULT, 0, b'result'), (Kind.DONE, 0, ids(1, 2))]
+    assert frames_of(end) == [(Kind.RESULT, 0, run(b'result')), (Kind.DONE, 0, ids(1, 2))]
     assert frames_of(end) == []
 
 
@@ -285,7 +291,7 @@ def test_what_the_link_itself_sends_keeps_to_the_smallest_cap(tasks: int) -> Non
     worker, _ = worker_end()
     pool.limit_bodies(1)
     worker.limit_bodies(1)
-    last = [pool.send_task(Parcel(b'')) for _ in range(tasks)][-1]
+    last = [pool.send_task(parcel(b'')) for _ in range(tasks)][-1]
     worker.results.take(100)
 
     for ident in range(1, last + 1):
@@ -299,6 +305,60 @@ def test_what_the_link_itself_sends_keeps_to_the_smallest_cap(tasks: int) -> Non
     assert worker.results.used == 0
 
 
+# Runs
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.binary(max_size=20) | st.just(bytes(OWN_BODY // 3)) | st.just(bytes(OWN_BODY)), max_size=40),
+    st.lists(st.integers(1, 1000), min_size=1),
+)
+def test_tasks_arrive_one_by_one_however_they_were_sent(messages: list[bytes], cuts: list[int]) -> None:
+    pool, _ = pool_end()
+    worker, recorder = worker_end()
+    first = pool._last_id + 1
+
+    for message in messages:
+        pool.send_task(parcel(message))
+    data = pool.data_to_send()
+    sizes = [len(body) for _, _, body in Parser().feed(data)]
+    while data:
+        worker.receive_data(data[: cuts[0]])
+        data = data[cuts[0] :]
+        cuts = cuts[1:] or [len(data)]
+
+    assert [bytes(message) for _, message in recorder.inbox] == messages
+    assert {ident for ident, _ in recorder.inbox} <= set(range(first, first + len(messages)))
+    alone = [8 + len(message) for message in messages if len(message) == OWN_BODY]
+    assert all(size <= OWN_BODY for size in sizes if size not in alone)
+
+
+@pytest.mark.parametrize(
+    'body', [b'', b'123', run(b'ab')[:-1], run(b'ab') + b'x', run(b'a', b'b')[:9], struct.pack('<I', 2**32 - 1)]
+)
+@pytest.mark.parametrize('make', [pool_end, worker_end])
+def test_a_run_that_is_not_what_it_says_is_an_error(make: Any, body: bytes) -> None:
+    end, recorder = make()
+
+    with pytest.raises(ProtocolError, match='run of messages'):
+        end.receive_data(frame(Kind.RESULT if make is pool_end else Kind.TASK, 2, body))
+
+    assert not recorder.inbox
+
+
+def test_what_is_sent_between_tasks_stays_between_them() -> None:
+    end, _ = pool_end()
+
+    end.send_task(parcel(b'a'))
+    end.send_task(parcel(b'b'))
+    end.cancel()
+    end.send_task(parcel(b'c'))
+
+    assert frames_of(end) == [
+        (Kind.TASK, 2, run(b'a', b'b')), (Kind.CANCEL, 0, b''), (Kind.TASK, 4, run(b'c'))
+    ]  # fmt: skip
+
+
 # Definitions
 
 
@@ -310,7 +370,7 @@ def test_a_definition_travels_once_ahead_of_its_first_use(send: str) -> None:
     one((DEFINITION,))
 
     kinds = [kind for kind, _, _ in frames_of(end)]
-    assert kinds == [Kind.DEFINE, kinds[1], kinds[1]]
+    assert kinds[0] == Kind.DEFINE and Kind.DEFINE not in kinds[1:] != []
 
 
 @pytest.mark.parametrize('send', ['task', 'result', 'failure'])
@@ -326,7 +386,7 @@ def test_a_definition_that_came_from_the_other_side_is_not_sent_back(send: str) 
 def _sender(what: str) -> tuple[Any, Any]:
     if what == 'task':
         pool, _ = pool_end()
-        return pool, lambda needs: pool.send_task(Parcel(b'task', needs))
+        return pool, lambda needs: pool.send_task(parcel(b'task', needs=needs))
     worker, _ = worker_end()
     if what == 'result':
         return worker, lambda needs: worker.send_result(b'result', needs)
@@ -368,7 +428,7 @@ answers = st.builds(frame, st.just(Kind.FAILED), st.integers(0, 4), st.sampled_f
 def test_wrong_answers_make_no_task_vanish(pieces: list[bytes]) -> None:
     end, recorder = pool_end()
     for _ in range(2):
-        end.send_task(Parcel(b'task'))
+        end.send_task(parcel(b'task'))
 
     with contextlib.suppress(ProtocolError):
         end.receive_data(b''.join(pieces))
@@ -406,10 +466,3 @@ def test_a_window_takes_nothing_back_that_nobody_holds() -> None:
 
     window.give(10, 1)
     assert (window.used, window.bytes) == (0, 0)
-
-
-def test_a_parcel_can_be_made_of_its_fields() -> None:
-    made = new_parcel((b'data', (DEFINITION,), 1, 'key', 2))
-
-    assert type(made) is Parcel
-    assert made == Parcel(b'data', (DEFINITION,), number=1, retain='key', retries=2)

@@ -13,10 +13,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from parcels import Named, parcel
 
 from looppool.codec import Definition, Key
 from looppool.frames import Frame, Parser
-from looppool.protocol import Kind, Parcel, PoolEnd, State, Window, WorkerEnd
+from looppool.protocol import Kind, PoolEnd, State, Window, WorkerEnd, _cut_run
 
 LIMIT, MAX_BYTES = 3, 80  # of tasks and of results
 DEFINITIONS = tuple(Definition(('script', number), b'definition %d' % number, ()) for number in range(3))
@@ -53,6 +54,11 @@ class Wire:
     def of_kind(self, kind: Kind) -> list[Frame]:
         return [frame for frame in self.delivered if frame[0] == kind]
 
+    def messages(self, kind: Kind) -> list[tuple[int, bytes]]:
+        '''Those that came in runs, with their ids.'''
+        runs = [(ident, _cut_run(body)) for _, ident, body in self.of_kind(kind)]
+        return [message for first, run in runs for message in enumerate(run, first)]
+
 
 class Side:
     '''What both sides do: they keep what is handed on, and know the definitions that they have sent or received.'''
@@ -61,7 +67,7 @@ class Side:
 
     def __init__(self) -> None:
         self.woken = False
-        self.inbox: list[Frame] = []
+        self.inbox: list[tuple[int, bytes]] = []
         self.known: set[Key] = set()
         self.received: list[Key] = []
         self.expected: list[Needs] = []
@@ -70,9 +76,10 @@ class Side:
     def wake(self) -> None:
         self.woken = True
 
-    def deliver(self, frame: Frame) -> None:
-        assert {definition.key for definition in self.expected.pop(0)} <= self.known
-        self.inbox.append(frame)
+    def deliver(self, first: int, messages: list[bytes]) -> None:
+        for ident, message in enumerate(messages, first):
+            assert {definition.key for definition in self.expected.pop(0)} <= self.known
+            self.inbox.append((ident, message))
 
     def on_define(self, body: bytes) -> Key:
         (key,) = [definition.key for definition in DEFINITIONS if definition.body == body]
@@ -94,7 +101,7 @@ class PoolSide(Side):
         self.results = Window(LIMIT, MAX_BYTES)
         self.end = PoolEnd(self, self.deliver, self.wake, self.results)
         self.tasks = Window(LIMIT, MAX_BYTES)
-        self.put: list[Parcel] = []
+        self.put: list[Named] = []
         self.done = 0
         self.failed: list[bytes] = []
         self.taken: list[int] = []
@@ -111,7 +118,7 @@ class PoolSide(Side):
     def understand(self, body: bytes) -> BaseException:
         return RuntimeError(body)
 
-    def on_failed(self, parcel: Parcel, error: BaseException) -> None:
+    def on_failed(self, parcel: Named, error: BaseException) -> None:
         assert error.args == (b'failed ' + parcel.data[:8],)
         self.failed.append(parcel.data)
         self.tasks.give(len(parcel.data), 1)
@@ -123,7 +130,7 @@ class PoolSide(Side):
         raise AssertionError('it did start')
 
     def take_up(self) -> None:
-        _, _, body = self.inbox.pop(0)
+        _, body = self.inbox.pop(0)
         self.results.take(len(body))
         self.taken.append(len(body))
 
@@ -167,7 +174,7 @@ class WorkerSide(Side):
             self.fail(0, ())
 
     def take_up(self) -> None:
-        _, ident, data = self.inbox.pop(0)
+        ident, data = self.inbox.pop(0)
         self.open.append((ident, data))
 
     def done(self, which: int) -> None:
@@ -207,10 +214,10 @@ class Link(RuleBasedStateMachine):
     @rule(size=sizes, needs=some_definitions)
     def put(self, size: int, needs: Needs) -> None:
         if self.pool.tasks.try_take(size):
-            parcel = Parcel(b'%08d' % len(self.pool.put) + bytes(size - 8), needs)
+            task = parcel(b'%08d' % len(self.pool.put) + bytes(size - 8), needs=needs)
             self.pool.sends(needs, self.worker)
-            self.pool.put.append(parcel)
-            assert self.pool.end.send_task(parcel) == len(self.pool.put)
+            self.pool.put.append(task)
+            assert self.pool.end.send_task(task) == len(self.pool.put)
 
     @precondition(lambda self: self.worker.end.state != State.ENDED and self.worker.end.results.admits(30))
     @rule(size=sizes, needs=some_definitions)
@@ -280,7 +287,7 @@ class Link(RuleBasedStateMachine):
 
     def credits_held_in_flight_and_owed_make_the_limit(self) -> None:
         '''A permit is free at the worker, on its way with a result, at the pool, or on its way back with a credit.'''
-        arrived = self.up.of_kind(Kind.RESULT)
+        arrived = self.up.messages(Kind.RESULT)
         back = self.down.of_kind(Kind.CREDIT)
         free = LIMIT - self.worker.end.results.used
         way_up = self.worker.put - len(arrived)
@@ -293,10 +300,10 @@ class Link(RuleBasedStateMachine):
         assert self.worker.end.results.bytes == bytes_out
 
     def tasks_arrive_in_the_order_put(self) -> None:
-        delivered = self.down.of_kind(Kind.TASK)
+        delivered = self.down.messages(Kind.TASK)
 
         sent = enumerate(self.pool.put[: len(delivered)], 1)
-        assert delivered == [(Kind.TASK, ident, parcel.data) for ident, parcel in sent]
+        assert delivered == [(ident, task.data) for ident, task in sent]
 
     def who_has_something_to_send_has_said_so(self) -> None:
         assert self.pool.woken or not self.pool.end.data_to_send()

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parcels import Named, parcel
 
-from looppool.protocol import Parcel, Window
+from looppool.protocol import Window
 from looppool.roster import DISTRIBUTIONS, RestartBudget, Roster, Slot, Waiter
 
 MAX_BYTES = 100
@@ -41,14 +42,14 @@ def claims(roster: Roster, count: int, size: int = 1) -> list[int | None]:
     return [slot and slot.number for slot in claimed]
 
 
-def parcels(*names: str, **fields: Any) -> list[Parcel]:
-    return [Parcel(name.encode(), **fields) for name in names]
+def parcels(*names: str, **fields: Any) -> list[Named]:
+    return [parcel(name.encode(), **fields) for name in names]
 
 
-def owed_by(roster: Roster, number: int, owed: list[Parcel]) -> Slot:
+def owed_by(roster: Roster, number: int, owed: list[Named]) -> Slot:
     '''The slot, which was given these parcels and has sent them to its worker.'''
-    for parcel in owed:
-        assert roster.claim(len(parcel.data), number)
+    for data, _ in owed:
+        assert roster.claim(len(data), number)
     return roster.slots[number]
 
 
@@ -249,7 +250,7 @@ def test_what_had_not_started_moves_in_order() -> None:
     owed = parcels('a', 'b', 'c')
     dead = owed_by(roster, 0, owed)
 
-    failed, moved_to = roster.bury(dead, [(parcel, False) for parcel in owed])
+    failed, moved_to = roster.bury(dead, [(one, False) for one in owed])
 
     assert failed == []
     assert [slot.number for slot in moved_to] == [1, 2, 1]
@@ -276,8 +277,8 @@ def test_what_may_be_run_again_is_run_once_less() -> None:
     failed, (heir, _) = roster.bury(dead, [(owed[0], True), (owed[1], False)])
 
     assert failed == []
-    assert heir.backlog[0].retries == 1
-    assert roster.slots[2].backlog[0].retries == 2
+    assert heir.backlog[0][1].retries == 1
+    assert roster.slots[2].backlog[0][1].retries == 2
 
 
 def test_what_is_addressed_or_finds_no_room_waits_for_the_replacement_in_order() -> None:
@@ -285,10 +286,10 @@ def test_what_is_addressed_or_finds_no_room_waits_for_the_replacement_in_order()
     owed = parcels('a', number=0) + parcels('b', 'c') + parcels('d', number=0)
     dead = owed_by(roster, 0, owed)
     owed_by(roster, 1, parcels('x', 'y', 'z'))
-    later = Parcel(b'e')
+    later = parcel(b'e')
     dead.backlog.append(later)
 
-    _, moved_to = roster.bury(dead, [(parcel, False) for parcel in owed])
+    _, moved_to = roster.bury(dead, [(one, False) for one in owed])
 
     assert list(dead.backlog) == [owed[0], owed[2], owed[3], later]
     assert moved_to == [roster.slots[1]] and list(moved_to[0].backlog) == [owed[1]]
@@ -323,10 +324,10 @@ def test_who_waits_for_any_slot_gets_another_when_it_dies() -> None:
 def test_retained_broadcasts_come_first_the_oldest_first_and_the_last_of_each_key() -> None:
     roster = make(slots=1, limit=2)
     old, new, other = parcels('old', 'new', retain='a') + parcels('other', retain='b')
-    for parcel in (old, other, new):
-        roster.retain(parcel)
+    for broadcast in (old, other, new):
+        roster.retain(broadcast)
     slot = owed_by(roster, 0, parcels('x', 'y'))
-    roster.bury(slot, [(parcel, False) for parcel in parcels('x', 'y')])
+    roster.bury(slot, [(one, False) for one in parcels('x', 'y')])
 
     roster.open(slot)
 
@@ -336,14 +337,14 @@ def test_retained_broadcasts_come_first_the_oldest_first_and_the_last_of_each_ke
 
 def test_a_retained_broadcast_that_died_with_its_worker_is_not_sent_twice() -> None:
     roster = make(slots=2)
-    retained = Parcel(b'table', number=0, retain='table')
+    retained = parcel(b'table', number=0, retain='table')
     roster.retain(retained)
     slot = owed_by(roster, 0, [retained])
 
     assert roster.bury(slot, [(retained, False)]) == ([], [])
     roster.open(slot)
 
-    assert [parcel.data for parcel in slot.backlog] == [b'table']
+    assert [data for data, _ in slot.backlog] == [b'table']
     assert slot.window.used == 1
 
 

@@ -14,8 +14,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from parcels import Named
+from parcels import parcel as make_parcel
 
-from looppool.protocol import Parcel, Window
+from looppool.protocol import Window
 from looppool.roster import Roster, Slot, Waiter
 
 SLOTS, LIMIT, MAX_BYTES = 3, 3, 100
@@ -33,7 +35,7 @@ some = st.integers(0, 9)
 class Put:
     '''Somebody in `put`, who stands in line until there is a permit.'''
 
-    def __init__(self, machine: 'RoundRobin', parcel: Parcel) -> None:
+    def __init__(self, machine: 'RoundRobin', parcel: Named) -> None:
         self.parcel = parcel
         self.refused: list[Exception] = []
         self.waiter = Waiter(parcel.number, len(parcel.data), lambda: machine.on_grant(self), self.refused.append)
@@ -48,12 +50,12 @@ class RoundRobin(RuleBasedStateMachine):
         super().__init__()
         self.slots = [Slot(number, Window(LIMIT, MAX_BYTES)) for number in range(SLOTS)]
         self.roster = Roster(self.slots, self.distribution)
-        self.under_way: list[list[Parcel]] = [[] for _ in self.slots]
+        self.under_way: list[list[Named]] = [[] for _ in self.slots]
         self.in_line: list[Put] = []
         self.granted: list[Put] = []
         self.accepted: list[bytes] = []
         self.ended: list[bytes] = []
-        self.retained: dict[object, Parcel] = {}
+        self.retained: dict[object, Named] = {}
         self.made = 0
         self.turn: int | None = 0
         '''Whose turn it is; None if that can't be told from outside.'''
@@ -96,8 +98,8 @@ class RoundRobin(RuleBasedStateMachine):
     @rule(size=sizes, key=st.sampled_from([None, 'a', 'b']))
     def broadcast(self, size: int, key: str | None) -> None:
         '''As a pool does it, but this one gives up where it would have to wait.'''
-        parcel = self.parcel(size)._replace(retain=key)
-        taken = [slot for slot in self.slots if self.claim(parcel._replace(number=slot.number))]
+        parcel = self.parcel(size).having(retain=key)
+        taken = [slot for slot in self.slots if self.claim(parcel.having(number=slot.number))]
         complete = len(taken) == SLOTS
         if complete and key:
             self.roster.retain(parcel)
@@ -105,7 +107,7 @@ class RoundRobin(RuleBasedStateMachine):
             self.retained[key] = parcel
         for slot in taken:
             if complete and (slot.open or not key):
-                self.deliver(parcel._replace(number=slot.number), slot)
+                self.deliver(parcel.having(number=slot.number), slot)
             else:
                 self.roster.release(slot, size)
 
@@ -115,14 +117,14 @@ class RoundRobin(RuleBasedStateMachine):
     @rule(number=numbers, which=some, count=st.integers(1, LIMIT))
     def tasks_end(self, number: int, which: int, count: int) -> None:
         tasks = self.under_way[number]
-        ending = [tasks.pop(which % len(tasks)).data for _ in range(min(count, len(tasks)))]
+        ending = [tasks.pop(which % len(tasks))[0] for _ in range(min(count, len(tasks)))]
         self.ended += ending
         self.roster.release(self.slots[number], sum(map(len, ending)), len(ending))
 
     @rule(number=numbers, started=st.integers(0, LIMIT))
     def die(self, number: int, started: int) -> None:
         slot = self.slots[number]
-        owed = [(parcel, index < started) for index, parcel in enumerate(self.under_way[number])]
+        owed = [(Named(*parcel), index < started) for index, parcel in enumerate(self.under_way[number])]
         self.under_way[number].clear()
         slot.open = False
         slot.deliver = slot.backlog.append
@@ -153,7 +155,7 @@ class RoundRobin(RuleBasedStateMachine):
 
     # What the roster may decide
 
-    def claim(self, parcel: Parcel) -> Slot | None:
+    def claim(self, parcel: Named) -> Slot | None:
         expected = self.slot_for(parcel)
         competitors = [put for put in self.in_line if expected and self.slot_for(put.parcel) in (expected, None)]
         slot = self.roster.claim(len(parcel.data), parcel.number)
@@ -176,7 +178,7 @@ class RoundRobin(RuleBasedStateMachine):
         self.in_line.remove(put)
         self.granted.append(put)
 
-    def slot_for(self, parcel: Parcel, granted: Slot | None = None) -> Slot | None:
+    def slot_for(self, parcel: Named, granted: Slot | None = None) -> Slot | None:
         '''The slot that a parcel has to go to, or to wait for; None if that is not known.'''
         if parcel.number is not None:
             return self.slots[parcel.number]
@@ -188,20 +190,20 @@ class RoundRobin(RuleBasedStateMachine):
     def choose(self, candidates: list[Slot], granted: Slot | None) -> Slot:
         return candidates[0]
 
-    def pass_turn(self, parcel: Parcel, slot: Slot) -> None:
+    def pass_turn(self, parcel: Named, slot: Slot) -> None:
         if parcel.number is None:
             self.turn = None if self.burying else (slot.number + 1) % SLOTS
 
     def judge(
         self,
         slot: Slot,
-        owed: list[tuple[Parcel, bool]],
-        failed: list[Parcel],
-        waited: list[Parcel],
+        owed: list[tuple[Named, bool]],
+        failed: list[Named],
+        waited: list[Named],
         moved_to: list[Slot],
     ) -> None:
         '''Check what became of that which a dead worker owed.'''
-        again = [parcel._replace(retries=parcel.retries - ran) for parcel, ran in owed if parcel.retries or not ran]
+        again = [parcel.having(retries=parcel.retries - ran) for parcel, ran in owed if parcel.retries or not ran]
         again = [parcel for parcel in again if parcel.retain is None]
         stayed = [parcel for parcel in again if parcel in slot.backlog]
         moved = [parcel for parcel in again if parcel not in stayed]
@@ -218,7 +220,7 @@ class RoundRobin(RuleBasedStateMachine):
         if moved_to and self.turn is not None:
             self.turn = (moved_to[-1].number + 1) % SLOTS
 
-    def has_room_elsewhere(self, parcel: Parcel) -> bool:
+    def has_room_elsewhere(self, parcel: Named) -> bool:
         addressed = {put.parcel.number for put in self.in_line}
         free = [slot for slot in self.slots if slot.open and slot.number not in addressed]
         return any(slot.window.admits(len(parcel.data)) for slot in free)
@@ -235,12 +237,12 @@ class RoundRobin(RuleBasedStateMachine):
 
     def every_parcel_is_in_one_place_or_has_ended(self) -> None:
         places = [*self.under_way, *(slot.backlog for slot in self.slots)]
-        here = [parcel.data for place in places for parcel in place]
+        here = [data for place in places for data, _ in place]
 
         assert Counter(self.accepted) == Counter(here + self.ended)
 
     def windows_hold_what_was_accepted(self, slot: Slot) -> None:
-        held = [*slot.backlog, *self.under_way[slot.number]]
+        held = [Named(*parcel) for parcel in [*slot.backlog, *self.under_way[slot.number]]]
         held += [put.parcel for put in self.granted if put.waiter.slot is slot]
         assert slot.window.used == len(held)
         assert slot.window.bytes == sum(len(parcel.data) for parcel in held)
@@ -281,11 +283,11 @@ class RoundRobin(RuleBasedStateMachine):
 
     # The bookkeeping
 
-    def parcel(self, size: int, number: int | None = None, retries: int = 0) -> Parcel:
+    def parcel(self, size: int, number: int | None = None, retries: int = 0) -> Named:
         self.made += 1
-        return Parcel((b'%d' % self.made).zfill(size), number=number, retries=retries)
+        return make_parcel((b'%d' % self.made).zfill(size), number=number, retries=retries)
 
-    def deliver(self, parcel: Parcel, slot: Slot) -> None:
+    def deliver(self, parcel: Named, slot: Slot) -> None:
         self.accepted.append(parcel.data)
         slot.deliver(parcel)
 

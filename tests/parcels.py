@@ -1,0 +1,40 @@
+'''Parcels that are easy to read and to change, and how they travel.'''
+
+import struct
+from typing import Any, NamedTuple
+
+from looppool.protocol import Terms
+
+__all__ = ['Named', 'parcel', 'run']
+
+
+class Named(NamedTuple):
+    '''A parcel whose parts have names; equal to the plain one.'''
+
+    data: bytes
+    terms: Terms = Terms()
+
+    @property
+    def number(self) -> int | None:
+        return self.terms.number
+
+    @property
+    def retain(self) -> object:
+        return self.terms.retain
+
+    @property
+    def retries(self) -> int:
+        return self.terms.retries
+
+    def having(self, **terms: Any) -> 'Named':
+        return Named(self.data, self.terms._replace(**terms))
+
+
+def parcel(data: bytes, **terms: Any) -> Named:
+    '''A parcel with these terms.'''
+    return Named(data, Terms(**terms))
+
+
+def run(*messages: bytes) -> bytes:
+    '''The body of the frame that messages of one kind leave in.'''
+    return struct.pack(f'<I{len(messages)}I', len(messages), *map(len, messages)) + b''.join(messages)
