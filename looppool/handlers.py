@@ -6,6 +6,7 @@
 
 import asyncio
 import contextvars
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -25,6 +26,10 @@ current_handlers: Final[contextvars.ContextVar[object]] = contextvars.ContextVar
 '''The `Handlers` of the pool whose handler a piece of code runs for.'''
 
 
+Ended = Callable[[BaseException | None], None]
+'''Is told how a coroutine has ended: None, or what it raised.'''
+
+
 class Handlers:
     '''The handlers that are coroutines, or that the application is still to be told through.
 
@@ -41,13 +46,28 @@ class Handlers:
         self.untold = 0
         self._name = name
         self._changed = changed
-        self._runner: Runner[tuple[Any, object]] | None = None
+        self._runner: Runner[Ended] | None = None
 
-    def run(
-        self, coroutine: Coroutine[Any, Any, Any], result_done: Callable[[], None], *, done_on_return: bool
-    ) -> None:
-        '''See to its end what a handler of a result returned; the result is done then if `done_on_return`.'''
-        self._run(coroutine, (result_done, done_on_return))
+    def run(self, coroutine: Coroutine[Any, Any, Any], ended: Ended) -> None:
+        '''See a handler to its end, which is told to `ended`, a callable of its own.'''
+        if self._runner is None:
+            self._runner = Runner(asyncio.get_running_loop(), self._ended)
+        self.running += 1
+        context = contextvars.copy_context()
+        context.run(current_handlers.set, self)
+        self._runner.run(coroutine, context, ended)
+
+    def _ended(self, ended: Ended, error: BaseException | None) -> None:
+        self.running -= 1
+        self._changed.set()
+        ended(error)
+        if error is not None and not isinstance(error, FAILURES):
+            raise error
+
+    def result_failed(self, error: BaseException) -> None:
+        '''A handler of a result has raised.'''
+        if isinstance(error, FAILURES):
+            _log.error('process_message of pool %r failed', self._name, exc_info=error)
 
     def fail(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
         '''Tell the application that the task in `data` ended with `error`.'''
@@ -66,34 +86,14 @@ class Handlers:
         try:
             coroutine = as_coroutine(process_failure(task, error))
         except FAILURES as failure:
-            self._log('process_failure', failure)
+            self._failed(failure)
         else:
             if coroutine is not None:
-                self._run(coroutine, ('process_failure', object()))
+                self.run(coroutine, functools.partial(self._failed))
 
-    def _run(self, coroutine: Coroutine[Any, Any, Any], token: tuple[Any, object]) -> None:
-        if self._runner is None:
-            self._runner = Runner(asyncio.get_running_loop(), self._ended)
-        self.running += 1
-        context = contextvars.copy_context()
-        context.run(current_handlers.set, self)
-        self._runner.run(coroutine, context, token)
-
-    def _ended(self, token: tuple[Any, object], error: BaseException | None) -> None:
-        self.running -= 1
-        self._changed.set()
-        handler, done_on_return = token
-        if handler != 'process_failure':
-            if done_on_return or error is not None:
-                end_result(handler)
-            handler = 'process_message'
+    def _failed(self, error: BaseException | None) -> None:
         if isinstance(error, FAILURES):
-            self._log(handler, error)
-        elif error is not None:
-            raise error
-
-    def _log(self, handler: str, error: BaseException) -> None:
-        _log.error('%s of pool %r failed', handler, self._name, exc_info=error)
+            _log.error('process_failure of pool %r failed', self._name, exc_info=error)
 
 
 def end_result(result_done: Callable[[], None]) -> None:

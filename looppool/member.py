@@ -8,6 +8,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -147,7 +148,7 @@ class _Link:
                 outcome = handler(decode(body), result_done)
                 coroutine = None if outcome is None else as_coroutine(outcome)
                 if coroutine is not None:
-                    self._pool.handlers.run(coroutine, result_done, done_on_return=False)
+                    self._pool.handlers.run(coroutine, functools.partial(self._handled, result_done))
             except FAILURES:
                 self._log_failure()
                 end_result(result_done)
@@ -173,13 +174,24 @@ class _Link:
                         size -= len(body)
                         count -= 1
                         self.end.results.take(len(body))
-                        self._pool.handlers.run(coroutine, self._receipt(len(body)), done_on_return=True)
+                        self._pool.handlers.run(coroutine, functools.partial(self._handled_and_done, len(body)))
                 except FAILURES:
                     self._log_failure()
                 if clock() > deadline:
                     break
         finally:
             self._give_credit(size, count)
+
+    def _handled(self, result_done: Callable[[], None], error: BaseException | None) -> None:
+        if error is not None:
+            end_result(result_done)
+            self._pool.handlers.result_failed(error)
+
+    def _handled_and_done(self, size: int, error: BaseException | None) -> None:
+        self.end.results.give(size, 1)
+        self._give_credit(size, 1)
+        if error is not None:
+            self._pool.handlers.result_failed(error)
 
     def _log_failure(self) -> None:
         _log.exception('a result of worker %d could not be processed', self.member.number)

@@ -201,6 +201,7 @@ class WorkerMain:
     def _work(self, deadline: float) -> bool:
         '''Take up what may be taken up; the channel's `work`.'''
         pending, open_, results, words = self._pending, self._open, self._end.results, self._words
+        clock = time.monotonic
         self._working = True
         while (
             pending
@@ -224,7 +225,7 @@ class WorkerMain:
                     self._returned(ident)
                 else:
                     self._runner.run(coroutine, context, ident)
-            if time.monotonic() > deadline:
+            if clock() > deadline:
                 break
         else:
             self._working = False
