@@ -12,7 +12,7 @@ import inspect
 import time
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
 
@@ -22,6 +22,7 @@ SLICE: Final = 0.0005
 '''For how long first steps may go on before the loop turns, in seconds.'''
 
 TokenT = TypeVar('TokenT')
+Steps = Coroutine[Any, Any, Any]
 
 
 class Runner(Generic[TokenT]):
@@ -33,107 +34,128 @@ class Runner(Generic[TokenT]):
     '''
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[TokenT, BaseException | None], None]) -> None:
-        self._loop = loop
-        self._ended = ended
-        self._queue: deque[tuple[Coroutine[Any, Any, Any], Context, TokenT]] = deque()
-        self._waiting: dict[TokenT, asyncio.Task[None]] = {}
+        self.ended = ended
+        self.queue: deque[tuple[Steps, Context, TokenT]] = deque()
+        self.waiting: dict[TokenT, asyncio.Task[None]] = {}
         '''The asyncio tasks of the coroutines that wait.'''
-        self._cancelled: set[TokenT] = set()
+        self.cancelled: set[TokenT] = set()
         '''Those that were cancelled before their first step.'''
-        self._starter: asyncio.Task[None] | None = None
+        self._loop = loop
+        self.starter: asyncio.Task[None] | None = None
         '''The asyncio task that takes the first steps now.'''
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], context: Context, token: TokenT) -> None:
+    def run(self, coroutine: Steps, context: Context, token: TokenT) -> None:
         '''Run `coroutine` in `context`, from the loop's next turn on.'''
-        self._queue.append((coroutine, context, token))
-        if self._starter is None:
-            self._start()
+        self.queue.append((coroutine, context, token))
+        if self.starter is None:
+            self.start()
 
     def cancel(self, token: TokenT) -> None:
         '''Cancel the coroutine that came with `token`, as ``Task.cancel`` does.'''
-        task = self._waiting.get(token)
+        task = self.waiting.get(token)
         if task is not None:
             task.cancel()
         else:
-            self._cancelled.add(token)
+            self.cancelled.add(token)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        '''Have first steps taken, by another asyncio task than before.'''
         # Not by a task factory, which may run it at once.
-        self._starter = asyncio.Task(self._run(), loop=self._loop)
-        self._starter.add_done_callback(self._starter_ended)
+        self.starter = asyncio.Task(_Strand(self), loop=self._loop) if self.queue else None
 
-    def _starter_ended(self, task: asyncio.Task[None]) -> None:
-        '''Go on with the rest, if somebody has cancelled the asyncio task or an interrupt has flown through it.'''
-        if self._starter is task:
-            self._starter = None
-            if self._queue:
-                self._start()
 
-    async def _run(self) -> None:
-        queue, clock = self._queue, time.monotonic
-        deadline = clock() + SLICE
-        while queue:
-            coroutine, context, token = queue.popleft()
-            if self._cancelled and token in self._cancelled:
-                self._cancelled.discard(token)
-                coroutine = _cancelled(coroutine)
-            error = None
-            try:
-                awaited = context.run(coroutine.send, None)
-            except StopIteration:
-                pass
-            except BaseException as raised:
-                error = raised
-            else:
-                self._starter = None
-                if queue:
-                    self._start()
-                await self._follow(coroutine, context, token, awaited)
-                return
-            self._ended(token, error)
-            if clock() > deadline:
-                await asyncio.sleep(0)
-                deadline = clock() + SLICE
-        self._starter = None
+class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
+    '''What the asyncio tasks of a runner run: first steps of many coroutines, then all steps of the one that waits.'''
 
-    @types.coroutine
-    def _follow(
-        self, coroutine: Coroutine[Any, Any, Any], context: Context, token: TokenT, awaited: Any
-    ) -> Generator[Any, Any, None]:
-        '''Take the further steps of a coroutine that waits.'''
-        task = asyncio.current_task()
-        assert task is not None
-        self._waiting[token] = task
-        error = None
+    __slots__ = ('_context', '_coroutine', '_runner', '_token')
+
+    def __init__(self, runner: Runner[TokenT]) -> None:
+        self._runner = runner
+        self._coroutine: Steps | None = None
+        self._context: Context
+        self._token: TokenT
+
+    def send(self, _value: None) -> Any:
+        if self._coroutine is None:
+            return self._first_steps()
         try:
-            while True:
-                try:
-                    yield awaited
-                except GeneratorExit:
-                    coroutine.close()
-                    raise
-                except BaseException as raised:
-                    awaited = context.run(coroutine.throw, raised)
-                else:
-                    awaited = context.run(coroutine.send, None)
+            return self._context.run(self._coroutine.send, None)
         except StopIteration:
-            pass
-        except GeneratorExit:
-            raise
+            self._end(None)
+        except BaseException as error:
+            self._end(error)
+        raise StopIteration
+
+    def throw(self, error: Any, *more: Any) -> Any:
+        if self._coroutine is None:
+            # Somebody cancels all asyncio tasks that there are; what is still to begin is none of them.
+            return self._first_steps()
+        try:
+            return self._context.run(self._coroutine.throw, error)
+        except StopIteration:
+            self._end(None)
         except BaseException as raised:
-            error = raised
-        del self._waiting[token]
-        self._ended(token, error)
+            self._end(raised)
+        raise StopIteration
+
+    def close(self) -> None:
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    def __await__(self) -> Any:
+        raise TypeError('only asyncio runs it')
+
+    def _first_steps(self) -> Any:
+        runner, queue, clock = self._runner, self._runner.queue, time.monotonic
+        deadline = clock() + SLICE
+        try:
+            while queue:
+                coroutine, context, token = queue.popleft()
+                if runner.cancelled and token in runner.cancelled:
+                    runner.cancelled.discard(token)
+                    coroutine = _cancelled(coroutine)
+                error = None
+                try:
+                    awaited = context.run(coroutine.send, None)
+                except StopIteration:
+                    pass
+                except BaseException as raised:
+                    error = raised
+                else:
+                    self._coroutine, self._context, self._token = coroutine, context, token
+                    assert runner.starter is not None
+                    runner.waiting[token] = runner.starter
+                    runner.start()
+                    return awaited
+                runner.ended(token, error)
+                if clock() > deadline:
+                    return None  # The loop turns, and calls again.
+        except BaseException:
+            runner.start()
+            raise
+        runner.starter = None
+        raise StopIteration
+
+    def _end(self, error: BaseException | None) -> None:
+        del self._runner.waiting[self._token]
+        self._runner.ended(self._token, error)
+
+    # What asyncio and debuggers show of a task
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(('cr_', '__name__', '__qualname__')) and self._coroutine is not None:
+            return getattr(self._coroutine, name)
+        raise AttributeError(name)
 
 
-def as_coroutine(outcome: Any) -> Coroutine[Any, Any, Any] | None:
+def as_coroutine(outcome: Any) -> Steps | None:
     '''What is left to run of what a function returned; None if that is nothing to be awaited.'''
     if type(outcome) is types.CoroutineType:
         return outcome
     return _await(outcome) if inspect.isawaitable(outcome) else None
 
 
-async def _cancelled(coroutine: Coroutine[Any, Any, Any]) -> Any:
+async def _cancelled(coroutine: Steps) -> Any:
     coroutine.throw(asyncio.CancelledError())
 
 
