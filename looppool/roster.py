@@ -5,7 +5,8 @@
 2. An open slot has a worker that takes tasks. Messages to a slot that is not open wait in its backlog, in order.
 3. Round robin is strict: n messages reach n slots. The slot whose turn it is may be full; then the message waits for
    it, or `Full` is raised, and the turn stays. Only slots that are not open are passed over, if any is open.
-4. Waiters for a permit are served first come, first served. Nobody overtakes a waiter for the same slot.
+4. Waiters for a permit are served first come, first served. Nobody overtakes a waiter for the same slot. Who takes the
+   least loaded slot waits for all that are open, and holds up nobody at those that are not.
 5. When a worker dies, what had not started moves to another open slot with room; what was addressed, or finds no room,
    waits for the replacement. What may have run fails, unless it may be run again.
 6. A retained broadcast is kept, the last one for each key. A replacement gets them all, the oldest first, ahead of
@@ -30,17 +31,25 @@ class Waiter:
     :param size: bytes of the message.
     :param grant: called once `slot` is set and the permit taken.
     :param refuse: called with an error when there will be no permit any more.
+    :param least: whether any open slot with room will do, and not only the one whose turn it is.
     '''
 
-    __slots__ = ('cancelled', 'grant', 'number', 'refuse', 'size', 'slot', 'ticket')
+    __slots__ = ('cancelled', 'grant', 'least', 'number', 'refuse', 'size', 'slot', 'ticket')
 
     def __init__(
-        self, number: int | None, size: int, grant: Callable[[], None], refuse: Callable[[Exception], None]
+        self,
+        number: int | None,
+        size: int,
+        grant: Callable[[], None],
+        refuse: Callable[[Exception], None],
+        *,
+        least: bool = False,
     ) -> None:
         self.number = number
         self.size = size
         self.grant = grant
         self.refuse = refuse
+        self.least = least
         self.slot: Slot | None = None
         self.cancelled = False
         self.ticket = 0
@@ -102,11 +111,15 @@ class Roster:
         self.slots = slots
         self.retained: dict[object, Parcel] = {}
         self._waiters: deque[Waiter] = deque()
-        '''Those to whom any slot will do.'''
+        '''Those who take the slot whose turn it is.'''
+        self._least_waiters: deque[Waiter] = deque()
         self._tickets = 0
         self._turn = 0
+        self._least_turn = 0
         self._turn_after = [*range(1, len(slots)), 0]
         self._in_turn = distribution == 'round_robin'
+        self._by_the_way = not self._in_turn
+        '''Whether a claim has to look further than to the slot whose turn it is.'''
 
     # Choosing
 
@@ -114,15 +127,43 @@ class Roster:
         '''Take a permit for a message of `size` bytes, to the slot `number` if given; None if there is none now.'''
         if number is not None:
             slot = self.slots[number]
-            taken = slot.waiters or (self._waiters and self._candidate() is slot)
+            taken = slot.waiters or (self._waiters and self._candidate() is slot) or self._least_waits_for(slot)
             return None if taken or not slot.window.try_take(size) else slot
         slot = self.slots[self._turn]
-        if not self._in_turn or not slot.open:
+        if self._by_the_way or not slot.open:
             slot = self._candidate()
+            if self._least_waits_for(slot):
+                return None
         if self._waiters or slot.waiters or not slot.window.try_take(size):
             return None
         self._turn = self._turn_after[slot.number]
         return slot
+
+    def claim_least(self, size: int) -> Slot | None:
+        '''Take a permit of the open slot with the fewest messages, ties in a round robin of its own.
+
+        None if none has room, or others who wait would be overtaken.
+        '''
+        if self._least_waiters and _head(self._least_waiters):
+            return None
+        taken = self._candidate() if self._waiters else None
+        turn = self._least_turn
+        best = None
+        for slot in self.slots[turn:] + self.slots[:turn]:
+            window = slot.window
+            if best is not None and window.used >= best.window.used:
+                continue
+            if slot.open and slot is not taken and not slot.waiters and window.admits(size):
+                best = slot
+        if best is not None:
+            best.window.take(size)
+            self._least_turn = self._turn_after[best.number]
+        return best
+
+    def _least_waits_for(self, slot: Slot) -> bool:
+        first = _head(self._least_waiters)
+        self._by_the_way = first is not None or not self._in_turn
+        return first is not None and slot.open
 
     def _candidate(self) -> Slot:
         '''The slot that the next message goes to, unless it is addressed.'''
@@ -138,16 +179,24 @@ class Roster:
     @property
     def waiting(self) -> int:
         '''How many wait for a permit.'''
-        queues = [self._waiters, *(slot.waiters for slot in self.slots)]
-        return sum(not waiter.cancelled for queue in queues for waiter in queue)
+        return sum(not waiter.cancelled for queue in self._queues() for waiter in queue)
+
+    def _queues(self) -> list[deque[Waiter]]:
+        return [self._waiters, self._least_waiters, *(slot.waiters for slot in self.slots)]
+
+    def _queue_of(self, waiter: Waiter) -> deque[Waiter]:
+        if waiter.number is not None:
+            return self.slots[waiter.number].waiters
+        return self._least_waiters if waiter.least else self._waiters
 
     def wait(self, waiter: Waiter) -> None:
         '''Put a waiter in line; it is granted at once if there is a permit.'''
         self._tickets += 1
         waiter.ticket = self._tickets
-        queue = self._waiters if waiter.number is None else self.slots[waiter.number].waiters
-        queue.append(waiter)
-        self.serve(self.slots[waiter.number] if waiter.number is not None else self._candidate())
+        self._queue_of(waiter).append(waiter)
+        if waiter.least:
+            self._by_the_way = True
+        self._serve_all()
 
     def leave(self, waiter: Waiter) -> None:
         '''A waiter gives up: it leaves the line, or gives back the permit that it got.'''
@@ -161,47 +210,48 @@ class Roster:
     def release(self, slot: Slot, size: int, count: int = 1) -> None:
         '''Give back the permits of `count` messages of `size` bytes in all.'''
         slot.window.give(size, count)
-        if self._waiters:
-            # Who waits for any slot may now look to another one, and so make way at the one it looked to.
+        if self._waiters or self._least_waiters:
+            # Who waits for more than one slot may now look to another one, and so make way at the one it looked to.
             self._serve_all()
         elif slot.waiters:
-            self.serve(slot)
-
-    def serve(self, slot: Slot) -> None:
-        '''Grant what can be granted after a change at `slot`.'''
-        while True:
-            waiter = self._first_in_line(slot)
-            if waiter is None:
-                return
-            target = slot if waiter.number is not None else self._candidate()
-            ahead = _head(target.waiters)
-            if (ahead and ahead.ticket < waiter.ticket) or not target.window.try_take(waiter.size):
-                return
-            if waiter.number is None:
-                self._waiters.popleft()
-                self._turn = self._turn_after[target.number]
-            else:
-                slot.waiters.popleft()
-            waiter.slot = target
-            waiter.grant()
+            self._serve(slot)
 
     def _serve_all(self) -> None:
-        for slot in self.slots:
-            self.serve(slot)
+        # Whoever is granted a permit may have stood in the way of others elsewhere.
+        while any(self._serve(slot) for slot in self.slots):
+            pass
+
+    def _serve(self, slot: Slot) -> bool:
+        '''Grant the permits of `slot` to those who wait for it; whether there was one to grant.'''
+        granted = False
+        while (waiter := self._first_in_line(slot)) is not None and slot.window.try_take(waiter.size):
+            self._queue_of(waiter).popleft()
+            if waiter.number is None:
+                self._pass_turn(waiter, slot)
+            waiter.slot = slot
+            waiter.grant()
+            granted = True
+        return granted
+
+    def _pass_turn(self, waiter: Waiter, slot: Slot) -> None:
+        if waiter.least:
+            self._least_turn = self._turn_after[slot.number]
+        else:
+            self._turn = self._turn_after[slot.number]
 
     def _first_in_line(self, slot: Slot) -> Waiter | None:
-        '''Who came first of those who wait for `slot` and those who wait for any.'''
-        addressed, any_slot = _head(slot.waiters), _head(self._waiters)
-        if addressed is None or any_slot is None:
-            return addressed or any_slot
-        # Whoever waits for any slot competes for this one only when it is this one's turn.
-        if self._candidate() is slot:
-            return min(addressed, any_slot, key=lambda waiter: waiter.ticket)
-        return addressed if slot.window.admits(addressed.size) else any_slot
+        '''Who came first of those who wait for `slot`, be it among others.'''
+        heads = [
+            _head(slot.waiters),
+            # Whoever waits for a turn competes for this slot only when it is this one's turn.
+            _head(self._waiters) if self._waiters and self._candidate() is slot else None,
+            _head(self._least_waiters) if slot.open else None,
+        ]
+        return min((waiter for waiter in heads if waiter), key=lambda waiter: waiter.ticket, default=None)
 
     def dismiss_waiters(self, error: Exception) -> None:
         '''Refuse everybody who stands in line.'''
-        for queue in [self._waiters, *(slot.waiters for slot in self.slots)]:
+        for queue in self._queues():
             for waiter in queue:
                 waiter.refuse(error)
             queue.clear()

@@ -21,9 +21,13 @@ class Line:
         self.granted: list[str] = []
         self.refused: list[tuple[str, Exception]] = []
 
-    def wait(self, name: str, number: int | None = None, size: int = 1) -> Waiter:
+    def wait(self, name: str, number: int | None = None, size: int = 1, *, least: bool = False) -> Waiter:
         waiter = Waiter(
-            number, size, lambda: self.granted.append(name), lambda error: self.refused.append((name, error))
+            number,
+            size,
+            lambda: self.granted.append(name),
+            lambda error: self.refused.append((name, error)),
+            least=least,
         )
         self.roster.wait(waiter)
         return waiter
@@ -39,6 +43,11 @@ def make(slots: int = 3, limit: int = 1, distribution: str = 'round_robin', open
 
 def claims(roster: Roster, count: int, size: int = 1) -> list[int | None]:
     claimed = [roster.claim(size) for _ in range(count)]
+    return [slot and slot.number for slot in claimed]
+
+
+def least_claims(roster: Roster, count: int, size: int = 1) -> list[int | None]:
+    claimed = [roster.claim_least(size) for _ in range(count)]
     return [slot and slot.number for slot in claimed]
 
 
@@ -115,6 +124,92 @@ def test_least_loaded_takes_the_slot_with_the_fewest() -> None:
 def test_another_distribution_is_refused() -> None:
     with pytest.raises(ValueError, match="distribution has to be one of round_robin, least_loaded, not 'random'"):
         Roster([], 'random')
+
+
+# The least loaded
+
+
+def test_the_least_loaded_slot_is_claimed_ties_in_a_turn_of_their_own() -> None:
+    roster = make(limit=3)
+    claims(roster, 1)
+
+    assert least_claims(roster, 5) == [1, 2, 0, 1, 2]
+    assert claims(roster, 1) == [1], 'the turn of messages is where it was'
+
+
+def test_the_least_loaded_slot_is_an_open_one_with_room() -> None:
+    roster = make(limit=2)
+    roster.bury(roster.slots[0], [])
+    roster.claim(1, 1)
+    roster.claim(95, 2)
+    roster.claim(1, 1)
+
+    assert least_claims(roster, 2, size=10) == [None, None]
+    assert least_claims(roster, 2, size=1) == [2, None]
+
+
+def test_a_claim_of_the_least_loaded_slot_overtakes_nobody() -> None:
+    roster = make(slots=3, limit=3)
+    for slot in roster.slots:
+        roster.claim(60, slot.number)
+    line = Line(roster)
+    line.wait('turn', size=60)
+    line.wait('addressed', number=1, size=60)
+
+    assert least_claims(roster, 3) == [2, 2, None]
+
+    least = line.wait('least', least=True, size=60)
+    roster.release(roster.slots[2], 2, 2)
+    assert least_claims(roster, 1) == [None], 'somebody waits for the same'
+    roster.leave(least)
+    assert least_claims(roster, 1) == [2]
+
+
+def test_who_waits_for_the_least_loaded_takes_any_that_has_room() -> None:
+    roster = make(slots=2)
+    claims(roster, 2)
+    line = Line(roster)
+    line.wait('turn')
+    line.wait('least', least=True)
+
+    roster.release(roster.slots[1], 1)
+    assert line.granted == ['least']
+    assert roster.waiting == 1
+
+    roster.release(roster.slots[0], 1)
+    assert line.granted == ['least', 'turn']
+
+
+def test_nobody_overtakes_who_waits_for_the_least_loaded() -> None:
+    roster = make(slots=2, limit=3)
+    roster.claim(60, 0)
+    roster.claim(60, 1)
+    line = Line(roster)
+    line.wait('large', least=True, size=60)
+
+    assert [roster.claim(1), roster.claim(1, 0), roster.claim_least(1)] == [None] * 3
+    line.wait('turn')
+    line.wait('addressed', number=1)
+    assert line.granted == []
+
+    roster.release(roster.slots[1], 60)
+    assert line.granted[0] == 'large'
+    assert sorted(line.granted[1:]) == ['addressed', 'turn']
+    assert claims(roster, 2) == [1, 0]
+
+
+def test_who_waits_for_the_least_loaded_hinders_nobody_at_a_slot_that_is_not_open() -> None:
+    roster = make(slots=2, open_=False)
+    line = Line(roster)
+    line.wait('least', least=True)
+    line.wait('addressed', number=1)
+
+    assert line.granted == ['addressed']
+    assert claims(roster, 2) == [0, None]
+
+    roster.release(roster.slots[1], 1)
+    roster.open(roster.slots[1])
+    assert line.granted == ['addressed', 'least']
 
 
 # Waiting

@@ -35,10 +35,13 @@ some = st.integers(0, 9)
 class Put:
     '''Somebody in `put`, who stands in line until there is a permit.'''
 
-    def __init__(self, machine: 'RoundRobin', parcel: Named) -> None:
+    def __init__(self, machine: 'RoundRobin', parcel: Named, least: bool = False) -> None:
         self.parcel = parcel
+        self.least = least
         self.refused: list[Exception] = []
-        self.waiter = Waiter(parcel.number, len(parcel.data), lambda: machine.on_grant(self), self.refused.append)
+        self.waiter = Waiter(
+            parcel.number, len(parcel.data), lambda: machine.on_grant(self), self.refused.append, least=least
+        )
 
 
 class RoundRobin(RuleBasedStateMachine):
@@ -77,6 +80,17 @@ class RoundRobin(RuleBasedStateMachine):
             self.deliver(parcel, slot)
         elif waits:
             put = Put(self, parcel)
+            self.in_line.append(put)
+            self.roster.wait(put.waiter)
+
+    @rule(size=sizes, waits=st.booleans())
+    def call(self, size: int, waits: bool) -> None:
+        parcel = self.parcel(size)
+        slot = self.claim_least(parcel)
+        if slot is not None:
+            self.deliver(parcel, slot)
+        elif waits:
+            put = Put(self, parcel, least=True)
             self.in_line.append(put)
             self.roster.wait(put.waiter)
 
@@ -157,7 +171,7 @@ class RoundRobin(RuleBasedStateMachine):
 
     def claim(self, parcel: Named) -> Slot | None:
         expected = self.slot_for(parcel)
-        competitors = [put for put in self.in_line if expected and self.slot_for(put.parcel) in (expected, None)]
+        competitors = self.in_line_for(expected) if expected else []
         slot = self.roster.claim(len(parcel.data), parcel.number)
         if slot is not None:
             assert self.turn is None or not competitors, 'somebody was overtaken'
@@ -167,14 +181,37 @@ class RoundRobin(RuleBasedStateMachine):
             assert competitors or not expected.window.admits(len(parcel.data)), 'refused without need'
         return slot
 
+    def claim_least(self, parcel: Named) -> Slot | None:
+        size = len(parcel.data)
+        free = [slot for slot in self.slots if slot.open and slot.window.admits(size) and not self.in_line_for(slot)]
+        fewest = min((slot.window.used for slot in free), default=None)
+        slot = self.roster.claim_least(size)
+        if slot is None:
+            assert not free, 'refused without need'
+        elif self.turn is not None:
+            assert slot in free and slot.window.used - 1 == fewest
+        return slot
+
+    def in_line_for(self, slot: Slot) -> list[Put]:
+        '''Who may wait for this slot, be it among others.'''
+        return [put for put in self.in_line if self.may_wait_for(put, slot)]
+
+    def may_wait_for(self, put: Put, slot: Slot) -> bool:
+        return slot.open if put.least else self.slot_for(put.parcel) in (slot, None)
+
     def on_grant(self, put: Put) -> None:
         slot = put.waiter.slot
         assert slot is not None
-        expected = slot if self.burying else self.slot_for(put.parcel, granted=slot)
         ahead = self.in_line[: self.in_line.index(put)]
-        assert expected in (slot, None)
-        assert not [other for other in ahead if other.parcel.number == put.parcel.number], 'somebody was overtaken'
-        self.pass_turn(put.parcel, slot)
+        if put.least:
+            assert slot.open
+        else:
+            assert (slot if self.burying else self.slot_for(put.parcel, granted=slot)) in (slot, None)
+        kind = (put.least, put.parcel.number)
+        assert kind not in [(other.least, other.parcel.number) for other in ahead], 'somebody was overtaken'
+        assert not slot.open or not any(other.least for other in ahead), 'somebody was overtaken'
+        if not put.least:
+            self.pass_turn(put.parcel, slot)
         self.in_line.remove(put)
         self.granted.append(put)
 
@@ -254,12 +291,10 @@ class RoundRobin(RuleBasedStateMachine):
 
     def nobody_waits_in_vain(self) -> None:
         '''Whoever is first of those who wait for a slot doesn't wait while it has room.'''
-        met: set[Slot | None] = set()
-        for put in self.in_line:
-            slot = self.slot_for(put.parcel)
-            if slot is not None and not met & {slot, None}:
-                assert not slot.window.admits(len(put.parcel.data)), 'somebody waits in vain'
-            met.add(slot)
+        for slot in self.slots:
+            for put in self.in_line_for(slot)[:1]:
+                known = put.least or self.slot_for(put.parcel) is slot
+                assert not known or not slot.window.admits(len(put.parcel.data)), 'somebody waits in vain'
 
     # What comes in the end
 
