@@ -1,5 +1,6 @@
 '''looppool: a pool of worker processes, each with its own Tornado IO loop.'''
 
+from .calls import in_thread
 from .errors import (
     Full,
     LoopPoolError,
@@ -8,6 +9,8 @@ from .errors import (
     PoolClosed,
     ProtocolError,
     RemoteError,
+    StreamClosed,
+    TaskInterrupted,
     WorkerDied,
     WorkerStartError,
 )
@@ -28,9 +31,12 @@ __all__ = [
     'PoolStatistics',
     'ProtocolError',
     'RemoteError',
+    'StreamClosed',
+    'TaskInterrupted',
     'Worker',
     'WorkerDied',
     'WorkerStartError',
     'idempotent',
+    'in_thread',
     'task_done',
 ]

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from .errors import ProtocolError
 
-__all__ = ['Channel', 'End']
+__all__ = ['SLICE', 'Channel', 'End']
 
 READ_SIZE: Final = 256 * 1024
 SLICE: Final = 0.0005

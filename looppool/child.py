@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
 __all__ = [
+    'INTERRUPT_SIGNAL',
     'die_with_parent',
     'do_nothing',
     'enter',
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+INTERRUPT_SIGNAL: Final = signal.SIGURG
+'''Interrupts a task. Nothing happens to a process that knows nothing of it, such as a program that a worker runs.'''
 _PR_SET_PDEATHSIG: Final = 1
 _PARENT_POLL: Final = 0.25
 '''How often a thread looks for the parent where the kernel gives no signal, in seconds.'''

@@ -8,7 +8,9 @@
     ├─ WorkerDied          the process ended while it owed this task
     ├─ RemoteError         an exception that could not travel as itself; also the cause of those that could
     ├─ MessageTooBig       at the sender, before anything was sent
+    ├─ StreamClosed        nothing more can be sent: end() was called, or the call has ended
     └─ ProtocolError       the other side broke the framing
+    TaskInterrupted (BaseException)   raised inside a task that had to be interrupted
 
 Every error carries its facts as attributes, builds its text in ``__str__`` and can be pickled, its cause included.
 '''
@@ -25,6 +27,8 @@ __all__ = [
     'PoolClosed',
     'ProtocolError',
     'RemoteError',
+    'StreamClosed',
+    'TaskInterrupted',
     'WorkerDied',
     'WorkerStartError',
 ]
@@ -254,3 +258,18 @@ class ProtocolError(LoopPoolError):
 
 def _last_lines(stderr: str) -> str:
     return f'\nThe end of its stderr:\n{stderr}' if stderr else ''
+
+
+class StreamClosed(LoopPoolError):
+    '''Nothing more can be sent: ``end()`` was called, or the call of the stream has ended.'''
+
+    def __str__(self) -> str:
+        return 'the stream is closed: end() was called, or its call has ended. Send before that.'
+
+
+class TaskInterrupted(BaseException):
+    '''Raised inside a task that blocks its worker's loop, after it was cancelled, or by ``Member.interrupt``.
+
+    No Exception, so that ``except Exception`` does not take it for a failure of the task's own. A task that goes on in
+    spite of it is ended with its worker.
+    '''

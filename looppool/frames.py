@@ -4,14 +4,27 @@
 2. A length over the cap is refused: by `pack` with `MessageTooBig`, by `Parser` with `ProtocolError`.
 3. The parser may be fed any split of the stream; it gives every whole frame, in order, exactly once.
 4. What came before a broken header is still given; `Parser.error` then says what was broken, and feeding ends.
+5. A run is a body with several messages: their number and their sizes (u32 each), then the messages.
 '''
 
 import struct
+from itertools import accumulate, pairwise
 from typing import Final
 
 from .errors import MessageTooBig, ProtocolError
 
-__all__ = ['HEADER_SIZE', 'MAX_BODY', 'Frame', 'Parser', 'check_size', 'pack_header']
+__all__ = [
+    'HEADER_SIZE',
+    'MAX_BODY',
+    'MAX_MESSAGE',
+    'RUN_HEAD',
+    'Frame',
+    'Parser',
+    'check_size',
+    'cut_run',
+    'pack_header',
+    'pack_runs',
+]
 
 Frame = tuple[int, int, bytes]
 '''kind, id, body.'''
@@ -20,6 +33,14 @@ _HEADER: Final = struct.Struct('<IBQ')
 HEADER_SIZE: Final = _HEADER.size
 MAX_BODY: Final = 2**32 - 1
 '''The largest body that the header can state, in bytes.'''
+
+_COUNT: Final = struct.Struct('<I')
+RUN_HEAD: Final = 2 * _COUNT.size
+'''What a run of one message takes on top of it, in bytes.'''
+MAX_MESSAGE: Final = MAX_BODY - RUN_HEAD
+'''The largest message, in bytes.'''
+_LARGE: Final = 64 * 1024
+'''A message of so many bytes is not worth a copy.'''
 
 pack_header: Final = _HEADER.pack
 '''``pack_header(length, kind, id)`` gives the header's bytes.'''
@@ -75,3 +96,44 @@ class Parser:
         self._need = need
         self._tail += data[start:]
         return frames
+
+
+def pack_runs(kind: int, ident: int, messages: list[bytes], limit: int, *, row: bool) -> list[bytes]:
+    '''Pack messages into frames of runs, of `limit` bytes at most unless one message alone takes more.
+
+    :param row: whether the id is that of the first message only, and the others follow on it.
+    :returns: the parts, to be joined.
+    '''
+    if sum(map(len, messages)) + _COUNT.size * (len(messages) + 1) <= limit:
+        return _pack_run(kind, ident, messages)
+    parts: list[bytes] = []
+    start, total = 0, _COUNT.size
+    for index, message in enumerate(messages):
+        size = _COUNT.size + len(message)
+        if index > start and total + size > limit:
+            parts += _pack_run(kind, ident + start * row, messages[start:index])
+            start, total = index, _COUNT.size
+        total += size
+    return parts + _pack_run(kind, ident + start * row, messages[start:])
+
+
+def _pack_run(kind: int, ident: int, messages: list[bytes]) -> list[bytes]:
+    sizes = list(map(len, messages))
+    head = struct.pack(f'<I{len(sizes)}I', len(sizes), *sizes)
+    return [pack_header(len(head) + sum(sizes), kind, ident), head, *messages]
+
+
+def cut_run(body: bytes) -> list[bytes]:
+    '''The messages of a run; ProtocolError if it is none.'''
+    try:
+        (count,) = _COUNT.unpack_from(body)
+        if count == 1 and len(body) > _LARGE:
+            # Whoever unpickles it can do so from where it is.
+            return [memoryview(body)[RUN_HEAD:]]  # type: ignore[list-item]
+        sizes = struct.unpack_from(f'<{count}I', body, _COUNT.size)
+    except struct.error as error:
+        raise ProtocolError(f'a run of messages is cut: {error}') from None
+    bounds = list(accumulate(sizes, initial=(count + 1) * _COUNT.size))
+    if bounds[-1] != len(body):
+        raise ProtocolError(f'a run of messages takes {len(body)} bytes, but says {bounds[-1]}')
+    return [body[start:end] for start, end in pairwise(bounds)]

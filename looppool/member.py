@@ -18,16 +18,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from .callee import ANY
+from .calls import Verbs
 from .channel import Channel
 from .codec import Key, decode, define, unpack_error
 from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
 from .process import start
-from .protocol import Parcel, PoolEnd, Window
+from .protocol import Parcel, PoolEnd
 from .roster import Slot
 from .runner import as_coroutine
 from .statistics import MemberStatistics
 from .status import StatusPage
+from .window import Window
 from .worker import undecorated
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ __all__ = ['Member']
 
 _log: Final = logging.getLogger('looppool')
 
+_INTERRUPT_PERIOD: Final = 0.02
+'''Seconds between attempts to interrupt a call: it may just be where it can't be.'''
 _EXIT_GRACE: Final = 1.0
 '''Seconds that a process gets to end after it has closed its link.'''
 
@@ -80,7 +85,7 @@ class _Link:
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
         self.end.start(configuration, *self._pool.encoded_worker)
 
-    def _receive(self, _ident: int, results: list[bytes]) -> None:
+    def _receive(self, _kind: int, _ident: int, results: list[bytes]) -> None:
         self._inbox.extend(results)
 
     # What the link tells
@@ -115,11 +120,56 @@ class _Link:
     def on_failed(self, parcel: Parcel, error: BaseException) -> None:
         self._pool.task_failed(self.member, parcel, error)
 
+    def on_answered(self, parcel: Parcel, *, failed: bool) -> None:
+        if failed:
+            self.member.failed += 1
+        else:
+            self.member.done += 1
+        self._pool.tasks_ended(self.member, len(parcel[0]), 1)
+
     def on_bye(self) -> None:
         self.said_bye = True
 
     def _note(self) -> str:
         return f'raised in worker {self.member.number} (pid {self.process.pid}) of pool {self._pool.name!r}'
+
+    # Calls
+
+    def send(self, parcel: Parcel) -> None:
+        '''Send what was accepted for this worker.'''
+        call = parcel[1].call
+        if call is None:
+            self.end.send_task(parcel)
+        elif call.abandoned:
+            self._pool.tasks_ended(self.member, len(parcel[0]), 1)
+            call.on_error(asyncio.CancelledError())
+        else:
+            call.on_sent(self, self.end.send_call(parcel))
+
+    def abandon(self, ident: int) -> None:
+        '''Cancel a call: see that it ends, whatever it takes.'''
+        if ident in self.end.calls and not self.process.ended:
+            self.end.abort(ident)
+            self._loop.call_later(self._pool.settings.cancel_grace, self._insist, ident, 0.0)
+
+    def _insist(self, ident: int, deadline: float) -> None:
+        '''Interrupt a cancelled call that blocks its worker's loop; past the deadline, kill the worker.'''
+        if ident not in self.end.calls or self.process.ended:
+            return
+        grace, now = self._pool.settings.cancel_grace, self._loop.time()
+        if self.page.stepping != ident:
+            # It waits, and sees its cancellation when the loop turns: whatever blocks that is another's.
+            self._loop.call_later(grace, self._insist, ident, 0.0)
+        elif deadline and now >= deadline:
+            self.kill(f'a cancelled call blocked its loop for more than {2 * grace:g} s and could not be interrupted')
+        else:
+            self.interrupt(ident)
+            self._loop.call_later(_INTERRUPT_PERIOD, self._insist, ident, deadline or now + grace)
+
+    def interrupt(self, ident: int) -> None:
+        '''Raise `TaskInterrupted` in a call, if it runs now.'''
+        self.page.interrupt = ident
+        self.process.interrupt()
 
     # Results
 
@@ -249,9 +299,10 @@ class _Link:
     def owed(self) -> list[tuple[Parcel, bool]]:
         '''What the process owes at its death, in the order sent, and whether each may have run.'''
         taken_up = self.page.taken_up
-        parcels = [(parcel, ident <= taken_up) for ident, parcel in self.end.owed.items()]
+        owed = sorted({**self.end.owed, **self.end.calls}.items())
         self.end.owed.clear()
-        return parcels
+        self.end.calls.clear()
+        return [(parcel, ident <= taken_up) for ident, parcel in owed]
 
     def error(self, *, started: bool | None = None) -> WorkerDied | WorkerStartError:
         '''What the process's end means.'''
@@ -269,7 +320,7 @@ class _Link:
         return error
 
 
-class Member:
+class Member(Verbs):
     '''The pool's handle on one worker slot. It outlives restarts of its process. Use it on the pool's loop only.'''
 
     def __init__(self, pool: 'Supervisor', slot: Slot) -> None:
@@ -335,6 +386,24 @@ class Member:
         beat = self.link.page.heartbeat if self.link else 0.0
         return time.monotonic() - beat if beat else None
 
+    def interrupt(self) -> None:
+        '''Raise `TaskInterrupted` in the task that runs in this worker now; nothing happens if none blocks its loop.'''
+        if self.link is not None and self.link.was_ready:
+            self.link.interrupt(ANY)
+
+    def _call_loop(self) -> asyncio.AbstractEventLoop:
+        return self.pool._call_loop()
+
+    def _pack_call(self, *call: Any) -> Parcel:
+        data, terms = self.pool._pack_call(*call)
+        return data, terms._replace(number=self.number)
+
+    async def _accept(self, parcel: Parcel) -> None:
+        await self.pool._accept(parcel)
+
+    def _accept_nowait(self, parcel: Parcel) -> None:
+        self.pool._accept_nowait(parcel)
+
     # For the pool
 
     def start(self) -> None:
@@ -359,7 +428,7 @@ class Member:
     def send_backlog(self) -> None:
         '''Send what waited for the worker to be ready.'''
         assert self.link is not None
-        self.slot.deliver = self.link.end.send_task
+        self.slot.deliver = self.link.send
         while self.slot.backlog:
             self.slot.deliver(self.slot.backlog.popleft())
 

@@ -16,6 +16,8 @@ from typing import Any, Final, Generic
 
 from tornado.ioloop import IOLoop
 
+from .callee import CALL
+from .calls import Call
 from .codec import Definition, check_encoded, encode
 from .errors import Full, PoolBroken, PoolClosed
 from .protocol import Parcel, Terms
@@ -53,6 +55,8 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
     :param stop_timeout: seconds for `stop` until it cancels what still runs; None: no limit.
     :param blocking_threshold: seconds after which a worker's blocked loop is logged with its stack; None: never.
     :param heartbeat_timeout: seconds without a turn of its loop after which a worker is replaced; None: never.
+    :param cancel_grace: seconds that a cancelled call may go on blocking its worker's loop until it is interrupted, and
+        as many more until the worker is killed.
     :param max_message_bytes: cap on one pickled message.
     :param env: environment variables to set in the workers, on top of the parent's.
     :param cwd: working directory of the workers; default: the parent's.
@@ -99,6 +103,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         stop_timeout: float | None = 5.0,
         blocking_threshold: float | None = None,
         heartbeat_timeout: float | None = None,
+        cancel_grace: float = 1.0,
         max_message_bytes: int = 1 << 30,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -122,6 +127,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             stop_timeout=stop_timeout,
             blocking_threshold=blocking_threshold,
             heartbeat_timeout=heartbeat_timeout,
+            cancel_grace=cancel_grace,
             launch=make_launch(worker_class, context, env, cwd, path, preload, executable),
         )
         super().__init__(settings, distribution, checked_options(options), ioloop)
@@ -129,6 +135,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             self.process_message = self._keep_result
         if not hasattr(self, 'process_failure'):
             self.process_failure = self._log_failure
+        self._retries = retries
         marked = is_idempotent(worker_class) or is_idempotent(worker_class._process_message)
         self._terms = Terms(retries=max(retries, 1) if marked else retries)
         '''Of a message that is not addressed and needs no definitions.'''
@@ -199,17 +206,69 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         check_encoded((data, needs), self._max_message_bytes)
         return Terms(needs, number, retries=self._terms.retries)
 
-    def _refuse(self) -> None:
-        self.check_thread('put_nowait')
+    def _refuse(self, method: str = 'put_nowait') -> None:
+        self.check_thread(method)
         raise self._refusal()
 
-    async def _permit(self, size: int, number: int | None) -> Slot:
+    # Calls
+
+    def _call_loop(self) -> asyncio.AbstractEventLoop:
+        if not self._accepting or self._thread != get_ident():
+            self._refuse('call')
+        return self.asyncio_loop
+
+    def _pack_call(
+        self, mode: int, call: Call, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Parcel:
+        if not callable(function):
+            raise TypeError(f'a function is needed to call, not {function!r}')
+        if not self._accepting or self._thread != get_ident():
+            self._refuse('call')
+        data, needs = encoded = encode((mode, function, args, kwargs))
+        check_encoded(encoded, self._max_message_bytes)
+        # What a stream has given can't be taken back, so it is not run again.
+        retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries
+        return data, Terms(needs, retries=retries, call=call)
+
+    async def _accept(self, parcel: Parcel) -> None:
+        data, terms = parcel
+        slot = self._claim(parcel) or await self._permit(len(data), terms.number, least=terms.number is None)
+        slot.deliver(parcel)
+
+    def _accept_nowait(self, parcel: Parcel) -> None:
+        slot = self._claim(parcel)
+        if slot is None:
+            number = parcel[1].number
+            raise Full('task', f'pool {self.name!r}' if number is None else f'worker {number}')
+        slot.deliver(parcel)
+
+    def _claim(self, parcel: Parcel) -> Slot | None:
+        data, terms = parcel
+        if terms.number is None:
+            return self._roster.claim_least(len(data))
+        return self._roster.claim(len(data), terms.number)
+
+    async def call_all(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
+        '''Run a function in every worker, and return the values in the order of the workers.
+
+        :raises ExceptionGroup: what failed, once all have ended.
+        :raises: what `call` raises before it sends anything.
+        '''
+        calls = [member.call(function, *args, **kwargs) for member in self.members]
+        values = await asyncio.gather(*calls, return_exceptions=True)
+        errors = [value for value in values if isinstance(value, BaseException)]
+        if errors:
+            raise BaseExceptionGroup(f'{function!r} failed in {len(errors)} of {len(values)} workers', errors)
+        return values
+
+    async def _permit(self, size: int, number: int | None, *, least: bool = False) -> Slot:
         granted: asyncio.Future[None] = self.asyncio_loop.create_future()
         waiter = Waiter(
             number,
             size,
             grant=lambda: None if granted.done() else granted.set_result(None),
             refuse=lambda error: None if granted.done() else granted.set_exception(error),
+            least=least,
         )
         self._roster.wait(waiter)
         try:

@@ -126,6 +126,12 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
+    def interrupt(self) -> None:
+        '''Send the signal that makes a worker look what to interrupt.'''
+        if not self.ended and self._owner == os.getpid() and self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, child.INTERRUPT_SIGNAL)
+
     def _stop_waiting_for_report(self) -> None:
         if self.give_up is not None and not self.ended:
             self.give_up()

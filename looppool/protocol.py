@@ -3,7 +3,7 @@
 1. A link has two ends, `PoolEnd` and `WorkerEnd`. Both have the same verbs: `receive_data` takes bytes from the
    transport, `data_to_send` gives the bytes to write, and `wake` is called when there is something to write again;
    the pool's end calls `wake_later` for credit, which is in no hurry.
-2. A frame that its sender may not send in the present state is a `ProtocolError`; `_LEGAL` is the whole table.
+2. A frame that its sender may not send in the present state is a `ProtocolError`; `kinds.LEGAL` is the whole table.
 3. Task ids start at 1 and increase by one. Each task ends once: DONE (ids in batches) or FAILED. An id answered twice
    or never given is a `ProtocolError`.
 4. A `Window` bounds what is under way in each direction, in messages and in bytes. The pool's end of the result window
@@ -11,124 +11,36 @@
 5. A definition travels once per link, ahead of the first message that needs it.
 6. Credit, pill and cancel are handled when they are received; tasks and results are handed on through `deliver`, in
    order, to be taken up when their receiver has time. Nobody ever stops reading.
-7. Tasks, or results, that are sent one after another leave as a *run* in one frame: a header for each would cost more
-   than all else that the link does for it.
+7. Tasks, results or items that are sent one after another leave as a *run* in one frame: a header for each would cost
+   more than all else that the link does for it.
+8. A call is a task that is answered: VALUE or FAILED. While it is open, items may go both ways as it likes, against
+   credit (MORE) of their receiver, up to an END.
 '''
 
 import struct
 from collections.abc import Callable
-from enum import IntEnum
-from itertools import accumulate, pairwise
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import MAX_BODY, Parser, pack_header
+from .frames import MAX_MESSAGE, RUN_HEAD, Parser, cut_run, pack_header, pack_runs
+from .kinds import LEGAL, Kind, State
+from .window import Window
 
-__all__ = ['MAX_MESSAGE', 'Kind', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'Window', 'WorkerEnd', 'WorkerHandler']
+__all__ = ['Caller', 'Exchange', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'WorkerEnd', 'WorkerHandler']
 
-
-class Kind(IntEnum):
-    '''What a frame is. The pool sends the first group, the worker the last, both the middle one.'''
-
-    CONFIGURE = 1
-    '''How to set up the process, before anything of the user is imported.'''
-    START = 2
-    '''The worker's class and options.'''
-    TASK = 3
-    '''id: that of the first task; body: a run of tasks, whose ids follow on each other.'''
-    CREDIT = 4
-    '''id: how many results are done; body: how many bytes they took.'''
-    PILL = 5
-    CANCEL = 6
-    DEFINE = 16
-    READY = 32
-    START_FAILED = 33
-    RESULT = 34
-    '''body: a run of results.'''
-    DONE = 35
-    '''body: the ids of the tasks that are done.'''
-    FAILED = 36
-    BYE = 37
-    '''The worker has finalised and sends nothing more.'''
-
-
-class State(IntEnum):
-    '''How far a link has come; `_LEGAL` says what may be received in which state.'''
-
-    NEW = 0
-    STARTING = 1
-    READY = 2
-    STOPPING = 3
-    ENDED = 4
-
-
-_LEGAL: Final[dict[Kind, tuple[State, ...]]] = {
-    Kind.CONFIGURE: (State.NEW,),
-    Kind.START: (State.STARTING,),
-    Kind.TASK: (State.READY,),
-    # These two may cross the worker's BYE.
-    Kind.CREDIT: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
-    Kind.CANCEL: (State.READY, State.STOPPING, State.ENDED),
-    Kind.PILL: (State.READY,),
-    Kind.DEFINE: (State.STARTING, State.READY, State.STOPPING),
-    Kind.READY: (State.STARTING,),
-    Kind.START_FAILED: (State.STARTING,),
-    Kind.RESULT: (State.STARTING, State.READY, State.STOPPING),
-    Kind.DONE: (State.READY, State.STOPPING),
-    Kind.FAILED: (State.READY, State.STOPPING),
-    Kind.BYE: (State.STOPPING,),
-}
 
 # Plain ints pack faster than members of an IntEnum.
 _RESULT: Final = int(Kind.RESULT)
 _TASK: Final = int(Kind.TASK)
+_CALL: Final = int(Kind.CALL)
+_ITEM: Final = int(Kind.ITEM)
+_VALUE: Final = int(Kind.VALUE)
 OWN_BODY: Final = 64 * 1024
-'''What the link's own frames may take in any case, in bytes: lists of ids, errors.'''
+'''What the link's own frames may take in any case, in bytes: lists of ids, errors, runs of several messages.'''
 _MOST_IDS: Final = OWN_BODY // 8
 _BYTES: Final = struct.Struct('<Q')
-_COUNT: Final = struct.Struct('<I')
-_RUN_HEAD: Final = 2 * _COUNT.size
-'''What a run of one message takes on top of it, in bytes.'''
-_MOST_OF_RUN: Final = OWN_BODY - _RUN_HEAD
-'''What a run of several messages may take, in bytes: with more, its receiver would wait too long for the first.'''
-MAX_MESSAGE: Final = MAX_BODY - _RUN_HEAD
-'''The largest message, in bytes.'''
-
-
-class Window:
-    '''A bounded semaphore that counts messages and bytes. One message larger than the window passes alone.'''
-
-    __slots__ = ('bytes', 'limit', 'max_bytes', 'used')
-
-    def __init__(self, limit: int, max_bytes: int) -> None:
-        self.limit = limit
-        self.max_bytes = max_bytes
-        self.used = 0
-        self.bytes = 0
-
-    def admits(self, size: int) -> bool:
-        return self.used < self.limit and (self.bytes + size <= self.max_bytes or not self.used)
-
-    def try_take(self, size: int) -> bool:
-        '''Take a permit if there is one for a message of `size` bytes.'''
-        if self.used >= self.limit or (self.bytes + size > self.max_bytes and self.used):
-            return False
-        self.used += 1
-        self.bytes += size
-        return True
-
-    def take(self, size: int) -> None:
-        '''Take a permit, whether there is one or not.'''
-        self.used += 1
-        self.bytes += size
-
-    def give(self, size: int, count: int) -> None:
-        '''Give back the permits of `count` messages of `size` bytes in all.'''
-        if count > self.used or size > self.bytes:
-            raise ValueError('a permit was given back that nobody holds')
-        self.used -= count
-        self.bytes -= size
+_MORE: Final = struct.Struct('<IQ')
 
 
 class Terms(NamedTuple):
@@ -141,32 +53,32 @@ class Terms(NamedTuple):
     '''The key of a retained broadcast.'''
     retries: int = 0
     '''How often it may still be run again after it may have run.'''
+    call: 'Caller | None' = None
+    '''Who waits for the answer, if it is a call.'''
 
 
 Parcel = tuple[bytes, Terms]
 '''A pickled task on its way. A plain tuple, as one is made for every message; most share their terms.'''
 
 
-def _pack_run(kind: int, ident: int, run: list[bytes]) -> list[bytes]:
-    sizes = list(map(len, run))
-    head = struct.pack(f'<I{len(run)}I', len(run), *sizes)
-    return [pack_header(len(head) + sum(sizes), kind, ident), head, *run]
+class Exchange(Protocol):
+    '''One side of a call's items, as the end of a link knows it.'''
+
+    def on_items(self, items: list[bytes]) -> None: ...
+    def on_more(self, count: int, size: int) -> None: ...
+    def on_end(self) -> None: ...
 
 
-def _cut_run(body: bytes) -> list[bytes]:
-    '''The messages of a run.'''
-    try:
-        (count,) = _COUNT.unpack_from(body)
-        if count == 1 and len(body) > OWN_BODY:
-            # Whoever unpickles it can do so from where it is.
-            return [memoryview(body)[_RUN_HEAD:]]  # type: ignore[list-item]
-        sizes = struct.unpack_from(f'<{count}I', body, _COUNT.size)
-    except struct.error as error:
-        raise ProtocolError(f'a run of messages is cut: {error}') from None
-    bounds = list(accumulate(sizes, initial=(count + 1) * _COUNT.size))
-    if bounds[-1] != len(body):
-        raise ProtocolError(f'a run of messages takes {len(body)} bytes, but says {bounds[-1]}')
-    return [body[start:end] for start, end in pairwise(bounds)]
+class Caller(Exchange, Protocol):
+    '''Who has made a call. It gets one answer: by one of the last three.'''
+
+    abandoned: bool
+    '''Whether the answer is of no use any more.'''
+
+    def on_sent(self, link: Any, ident: int) -> None: ...
+    def on_value(self, body: bytes) -> None: ...
+    def on_failure(self, body: bytes) -> None: ...
+    def on_error(self, error: BaseException) -> None: ...
 
 
 class PoolHandler(Protocol):
@@ -178,6 +90,7 @@ class PoolHandler(Protocol):
     def on_done(self, size: int, count: int) -> None: ...
     def understand(self, body: bytes) -> BaseException: ...
     def on_failed(self, parcel: Parcel, error: BaseException) -> None: ...
+    def on_answered(self, parcel: Parcel, *, failed: bool) -> None: ...
     def on_bye(self) -> None: ...
 
 
@@ -190,15 +103,21 @@ class WorkerHandler(Protocol):
     def on_credit(self) -> None: ...
     def on_pill(self) -> None: ...
     def on_cancel(self) -> None: ...
+    def on_abort(self, ident: int) -> None: ...
+    def on_early(self, ident: int) -> Exchange | None: ...
+
+
+Deliver = Callable[[int, int, list[bytes]], None]
+'''``deliver(kind, ident, messages)`` takes what came in a run.'''
 
 
 class _End:
     '''What both ends have in common.'''
 
-    _hot: Kind
-    '''The kind that is handed on through `deliver`.'''
+    _hot: frozenset[Kind]
+    '''The kinds that are handed on through `deliver`.'''
 
-    def __init__(self, deliver: Callable[[int, list[bytes]], None], wake: Callable[[], None]) -> None:
+    def __init__(self, deliver: Deliver, wake: Callable[[], None]) -> None:
         self.max_body = self.max_own_body = MAX_MESSAGE
         self._deliver = deliver
         self._wake = wake
@@ -213,20 +132,19 @@ class _End:
 
     def _enter(self, state: State) -> None:
         self.state = state
-        # No frame has a negative kind: nothing is handed on where the table does not allow it.
-        self._handed_on = int(self._hot) if state in _LEGAL[self._hot] else -1
+        self._handed_on = frozenset(int(kind) for kind in self._hot if state in LEGAL[kind])
 
     def limit_bodies(self, max_body: int) -> None:
         '''Set the cap on a message, for both directions, in bytes.'''
         self.max_body = max_body
         self.max_own_body = max(max_body, OWN_BODY)
-        self._parser.max_body = self.max_own_body + _RUN_HEAD
+        self._parser.max_body = self.max_own_body + RUN_HEAD
 
     def receive_data(self, data: bytes) -> None:
         '''Take bytes from the transport; raise `ProtocolError` if they are not what they have to be.'''
         for kind, ident, body in self._parser.feed(data):
-            if kind == self._handed_on:
-                self._deliver(ident, _cut_run(body))
+            if kind in self._handed_on:
+                self._deliver(kind, ident, cut_run(body))
             else:
                 self._control(kind, ident, body)
         if self._parser.error:
@@ -234,7 +152,7 @@ class _End:
 
     def _control(self, kind: int, ident: int, body: bytes) -> None:
         handle = self._table.get(kind)
-        if handle is None or self.state not in _LEGAL[Kind(kind)]:
+        if handle is None or self.state not in LEGAL[Kind(kind)]:
             raise ProtocolError(f'a frame of kind {kind} came in state {self.state.name}')
         handle(ident, body)
 
@@ -261,6 +179,9 @@ class _End:
             self._wake()
         self._append(kind, ident, body)
 
+    def _append(self, kind: int, ident: int, body: bytes) -> None:
+        self._out += (pack_header(len(body), kind, ident), body)
+
     def _begin_run(self, kind: int, ident: int) -> None:
         self._end_run()
         if not self._out:
@@ -268,23 +189,50 @@ class _End:
         self._run_kind, self._run_ident = kind, ident
 
     def _end_run(self) -> None:
-        '''Pack what is in the run: into one frame, or into as many as it takes to keep them small.'''
-        run, ident, total, start = self._run, self._run_ident, 0, 0
-        if not run:
-            return
-        if sum(map(len, run)) + _COUNT.size * len(run) > _MOST_OF_RUN:
-            for index, message in enumerate(run):
-                size = _COUNT.size + len(message)
-                if total and total + size > _MOST_OF_RUN:
-                    self._out += _pack_run(self._run_kind, ident + start, run[start:index])
-                    start, total = index, 0
-                total += size
-        self._out += _pack_run(self._run_kind, ident + start, run[start:])
-        run.clear()
-        self._run_kind = 0
+        if self._run:
+            self._out += pack_runs(self._run_kind, self._run_ident, self._run, OWN_BODY, row=self._run_kind != _ITEM)
+            self._run.clear()
+            self._run_kind = 0
 
-    def _append(self, kind: int, ident: int, body: bytes) -> None:
-        self._out += (pack_header(len(body), kind, ident), body)
+    # The items of a call
+
+    def send_item(self, ident: int, item: bytes, needs: tuple[Definition, ...]) -> None:
+        '''Send an item. The caller holds its permit.'''
+        if needs:
+            self._send_definitions(needs)
+        if self._run_kind != _ITEM or self._run_ident != ident:
+            self._begin_run(_ITEM, ident)
+        self._run.append(item)
+
+    def send_more(self, ident: int, count: int, size: int) -> None:
+        '''`count` items of `size` bytes in all were taken: let the other side send as many again.'''
+        self._send(Kind.MORE, ident, _MORE.pack(count, size))
+
+    def send_end(self, ident: int) -> None:
+        '''No more items will be sent.'''
+        self._send(Kind.END, ident)
+
+    def _exchange(self, ident: int) -> Exchange | None:
+        '''Whose items those with this id are; None if it has just ended.'''
+        raise NotImplementedError
+
+    def _on_item(self, ident: int, body: bytes) -> None:
+        exchange = self._exchange(ident)
+        if exchange is not None:
+            exchange.on_items(cut_run(body))
+
+    def _on_more(self, ident: int, body: bytes) -> None:
+        exchange = self._exchange(ident)
+        if exchange is not None:
+            try:
+                exchange.on_more(*_MORE.unpack(body))
+            except (ValueError, struct.error) as error:
+                raise ProtocolError(f'bad credit for items: {error}') from None
+
+    def _on_end(self, ident: int, _body: bytes) -> None:
+        exchange = self._exchange(ident)
+        if exchange is not None:
+            exchange.on_end()
 
     def _send_definitions(self, needs: tuple[Definition, ...]) -> None:
         for definition in needs:
@@ -297,15 +245,16 @@ class PoolEnd(_End):
     '''The pool's end of a link.
 
     :ivar owed: the tasks that were sent and have not ended, by id, in the order sent.
+    :ivar calls: the calls likewise.
     :ivar results: the results that were taken up and are not done.
     '''
 
-    _hot = Kind.RESULT
+    _hot = frozenset({Kind.RESULT})
 
     def __init__(
         self,
         handler: PoolHandler,
-        deliver: Callable[[int, list[bytes]], None],
+        deliver: Deliver,
         wake: Callable[[], None],
         results: Window,
         wake_later: Callable[[], None] | None = None,
@@ -313,6 +262,7 @@ class PoolEnd(_End):
         super().__init__(deliver, wake)
         self._wake_later = wake_later or wake
         self.owed: dict[int, Parcel] = {}
+        self.calls: dict[int, Parcel] = {}
         self.results = results
         self._handler = handler
         self._last_id = 0
@@ -324,6 +274,10 @@ class PoolEnd(_End):
             Kind.START_FAILED: lambda _, body: handler.on_start_failed(body),
             Kind.DONE: self._on_done,
             Kind.FAILED: self._on_failed,
+            Kind.VALUE: self._on_value,
+            Kind.ITEM: self._on_item,
+            Kind.MORE: self._on_more,
+            Kind.END: self._on_end,
             Kind.BYE: self._on_bye,
         }
 
@@ -345,6 +299,21 @@ class PoolEnd(_End):
             self._begin_run(_TASK, ident)
         self._run.append(data)
         return ident
+
+    def send_call(self, parcel: Parcel) -> int:
+        '''Send a call likewise.'''
+        data, terms = parcel
+        self._send_definitions(terms.needs)
+        self._last_id = ident = self._last_id + 1
+        self.calls[ident] = parcel
+        if self._run_kind != _CALL:
+            self._begin_run(_CALL, ident)
+        self._run.append(data)
+        return ident
+
+    def abort(self, ident: int) -> None:
+        '''The answer to a call is of no use any more.'''
+        self._send(Kind.ABORT, ident)
 
     def pill(self) -> None:
         '''Send the last message: finish what was accepted, then exit.'''
@@ -385,7 +354,30 @@ class PoolEnd(_End):
         finally:
             self._handler.on_done(size, before - len(owed))
 
+    def _exchange(self, ident: int) -> Exchange:
+        try:
+            call = self.calls[ident][1].call
+        except KeyError:
+            raise ProtocolError(f'call {ident} was said to go on, but it is not open') from None
+        assert call is not None
+        return call
+
+    def _on_value(self, ident: int, body: bytes) -> None:
+        self._answered(ident, failed=False).on_value(body)
+
+    def _answered(self, ident: int, *, failed: bool) -> Caller:
+        parcel = self.calls.pop(ident, None)
+        if parcel is None:
+            raise ProtocolError(f'task {ident} was answered, but it is not owed')
+        self._handler.on_answered(parcel, failed=failed)
+        call = parcel[1].call
+        assert call is not None
+        return call
+
     def _on_failed(self, ident: int, body: bytes) -> None:
+        if ident in self.calls:
+            self._answered(ident, failed=True).on_failure(body)
+            return
         parcel = self.owed.get(ident)
         if parcel is None:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
@@ -403,14 +395,14 @@ class WorkerEnd(_End):
     '''The worker's end of a link.
 
     :ivar results: the window of results; its permits are held from `send_result` to the pool's credit.
+    :ivar exchanges: the open calls that have items.
     '''
 
-    _hot = Kind.TASK
+    _hot = frozenset({Kind.TASK, Kind.CALL})
 
-    def __init__(
-        self, handler: WorkerHandler, deliver: Callable[[int, list[bytes]], None], wake: Callable[[], None]
-    ) -> None:
+    def __init__(self, handler: WorkerHandler, deliver: Deliver, wake: Callable[[], None]) -> None:
         super().__init__(deliver, wake)
+        self.exchanges: dict[int, Exchange] = {}
         self.results = Window(1, 1)
         self._handler = handler
         self._done: list[int] = []
@@ -421,6 +413,10 @@ class WorkerEnd(_End):
             Kind.CREDIT: self._on_credit,
             Kind.PILL: self._on_pill,
             Kind.CANCEL: lambda _, body: handler.on_cancel(),
+            Kind.ABORT: lambda ident, body: handler.on_abort(ident),
+            Kind.ITEM: self._on_item,
+            Kind.MORE: self._on_more,
+            Kind.END: self._on_end,
         }
 
     def ready(self) -> None:
@@ -448,6 +444,15 @@ class WorkerEnd(_End):
     def failed(self, ident: int, body: bytes, needs: tuple[Definition, ...]) -> None:
         self._send_definitions(needs)
         self._send(Kind.FAILED, ident, body)
+
+    def value(self, ident: int, body: bytes, needs: tuple[Definition, ...]) -> None:
+        '''A call has returned.'''
+        if needs:
+            self._send_definitions(needs)
+        self._send(_VALUE, ident, body)
+
+    def _exchange(self, ident: int) -> Exchange | None:
+        return self.exchanges.get(ident) or self._handler.on_early(ident)
 
     def bye(self) -> None:
         self._end_run()

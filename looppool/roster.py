@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from .protocol import Parcel, Window
+from .protocol import Parcel
+from .window import Window
 
 __all__ = ['DISTRIBUTIONS', 'RestartBudget', 'Roster', 'Slot', 'Waiter']
 

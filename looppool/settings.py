@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from .frames import MAX_MESSAGE
 from .process import Launch, default_context
-from .protocol import MAX_MESSAGE
 from .worker import Worker
 
 __all__ = ['Settings', 'checked_options', 'make_launch', 'usable_cpus']
@@ -15,6 +15,10 @@ _HEARTBEAT: Final = 1.0
 '''Seconds between heartbeats, where no setting wants them more often.'''
 _BEATS: Final = 4
 '''Heartbeats within the shortest time that a setting wants noticed.'''
+
+
+_MAY_BE_NONE: Final = ('blocking_threshold', 'heartbeat_timeout')
+'''Seconds of what can be switched off.'''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Settings:
     stop_timeout: float | None
     blocking_threshold: float | None
     heartbeat_timeout: float | None
+    cancel_grace: float
     launch: Launch
 
     def __post_init__(self) -> None:
@@ -47,7 +52,7 @@ class Settings:
             self._check_whole(name, 1)
         for name in ('retries', 'max_restarts'):
             self._check_whole(name, 0)
-        for name in ('restart_window', 'start_timeout', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout'):
+        for name in ('restart_window', 'start_timeout', 'stop_timeout', 'cancel_grace', *_MAY_BE_NONE):
             self._check_seconds(name)
         if self.max_message_bytes > MAX_MESSAGE:
             raise ValueError(f'max_message_bytes has to be at most {MAX_MESSAGE:,}')
@@ -61,7 +66,7 @@ class Settings:
 
     def _check_seconds(self, name: str) -> None:
         value = getattr(self, name)
-        may_be_none = name in ('stop_timeout', 'blocking_threshold', 'heartbeat_timeout')
+        may_be_none = name == 'stop_timeout' or name in _MAY_BE_NONE
         if value is None and may_be_none:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

@@ -9,12 +9,18 @@ import mmap
 import os
 from typing import Final
 
-__all__ = ['TAKEN_UP', 'StatusPage']
+__all__ = ['INTERRUPT', 'STEPPING', 'TAKEN_UP', 'StatusPage', 'Words']
 
 _SIZE: Final = mmap.PAGESIZE
 _HEARTBEAT: Final = 0
 TAKEN_UP: Final = 1
 '''The index, in `StatusPage.words`, of the id of the task that was last taken up; stored once a task.'''
+STEPPING: Final = 2
+'''That of the id of the call whose code runs now, or 0; stored at each step of a call.'''
+INTERRUPT: Final = 3
+'''That of the id of the call to be interrupted; the parent stores it before it sends the signal.'''
+
+Words = memoryview
 
 
 class StatusPage:
@@ -51,6 +57,20 @@ class StatusPage:
     def taken_up(self) -> int:
         '''The id of the last task that the worker took up; 0 before the first.'''
         return self.words[TAKEN_UP]
+
+    @property
+    def stepping(self) -> int:
+        '''The id of the call whose code the worker runs now; 0 for anything else.'''
+        return self.words[STEPPING]
+
+    @property
+    def interrupt(self) -> int:
+        '''What is to be interrupted; 0 once it is.'''
+        return self.words[INTERRUPT]
+
+    @interrupt.setter
+    def interrupt(self, ident: int) -> None:
+        self.words[INTERRUPT] = ident
 
     def close(self) -> None:
         '''Unmap the page.'''

@@ -22,15 +22,17 @@ from typing import Any, Final, Self
 
 from tornado.ioloop import IOLoop
 
+from .calls import Verbs
 from .codec import check_encoded, encode, forget_bodies
 from .errors import LoopPoolError, PoolBroken, PoolClosed, WorkerStartError
 from .handlers import Handlers, current_handlers
 from .member import Member
-from .protocol import Parcel, Window
+from .protocol import Parcel
 from .roster import RestartBudget, Roster, Slot
 from .settings import Settings
 from .signals import unwatch, watch
 from .statistics import PoolStatistics
+from .window import Window
 
 __all__ = ['END', 'Supervisor']
 
@@ -43,7 +45,7 @@ END: Final[Any] = object()
 '''Behind the last result.'''
 
 
-class Supervisor:
+class Supervisor(Verbs):
     '''What of a `Pool` concerns its workers and not what it is given to do.
 
     :ivar state: ``'new'``, ``'starting'``, ``'running'``, ``'stopping'``, ``'stopped'`` or ``'broken'``.
@@ -170,6 +172,10 @@ class Supervisor:
 
     def _fail(self, member: Member, parcel: Parcel, error: BaseException) -> None:
         member.failed += 1
+        call = parcel[1].call
+        if call is not None:
+            call.on_error(error)
+            return
         self.handlers.fail(self.process_failure, parcel[0], error)
 
     def member_ready(self, member: Member) -> None:

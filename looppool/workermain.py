@@ -12,6 +12,7 @@
 import asyncio
 import contextvars
 import inspect
+import itertools
 import logging
 import os
 import pickle
@@ -27,13 +28,17 @@ from typing import Any, Final, NoReturn
 from tornado.ioloop import IOLoop
 
 from . import child
+from .callee import Callee, interruptible
 from .channel import Channel
 from .codec import Key, check_encoded, decode, define, encode, pack_error
 from .errors import Full, PoolClosed, ProtocolError
-from .protocol import Window, WorkerEnd
+from .exchange import Exchange
+from .kinds import Kind
+from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
 from .status import TAKEN_UP, StatusPage
 from .watchdog import Watchdog
+from .window import Window
 from .worker import Worker, undecorated
 
 __all__ = ['WorkerMain', 'main']
@@ -45,6 +50,9 @@ _current: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_
 
 _RUNNING: Final = object()
 '''The state of an open task whose handler has not returned; later it is None.'''
+_CALLED: Final = object()
+'''The state of an open call.'''
+_CALL: Final = int(Kind.CALL)
 
 
 def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
@@ -96,7 +104,7 @@ class WorkerMain:
         self.worker: Worker[Any, Any]
         self._page = page
         self._words = page.words
-        self._pending: deque[tuple[int, bytes]] = deque()
+        self._pending: deque[tuple[int, int, bytes]] = deque()
         self._open: dict[int, Any] = {}
         '''The tasks that are taken up and have not ended, with their states.'''
         self._deferred: set[int] = set()
@@ -117,6 +125,8 @@ class WorkerMain:
         self._runner = Runner(self.loop, self._coroutine_ended)
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
         self._end = WorkerEnd(self, self._receive, self._channel.wake)
+        self._callee = Callee(self.loop, self._end, self._words, self._forget)
+        interruptible(self._words)
         self._channel.open(self._end)
 
     # Starting
@@ -195,8 +205,8 @@ class WorkerMain:
 
     # Tasks
 
-    def _receive(self, first: int, tasks: list[bytes]) -> None:
-        self._pending.extend(enumerate(tasks, first))
+    def _receive(self, kind: int, first: int, tasks: list[bytes]) -> None:
+        self._pending.extend(zip(itertools.repeat(kind), itertools.count(first), tasks))
 
     def _work(self, deadline: float) -> bool:
         '''Take up what may be taken up; the channel's `work`.'''
@@ -208,23 +218,15 @@ class WorkerMain:
             and self._concurrency > len(open_) < results.limit - results.used
             and results.bytes < results.max_bytes
         ):
-            ident, body = pending.popleft()
+            kind, ident, body = pending.popleft()
             words[TAKEN_UP] = ident
             open_[ident] = _RUNNING
             _current.set(ident)
-            context = contextvars.copy_context()
-            try:
-                outcome = context.run(self._handler, decode(body))
-            except BaseException as error:
-                self._fail(ident, error)
+            if kind == _CALL:
+                open_[ident] = _CALLED
+                self._callee.take_up(ident, body)
             else:
-                coroutine = None if outcome is None else as_coroutine(outcome)
-                if self._forked:
-                    self._leave_fork(0)
-                elif coroutine is None:
-                    self._returned(ident)
-                else:
-                    self._runner.run(coroutine, context, ident)
+                self._handle(ident, body)
             if clock() > deadline:
                 break
         else:
@@ -233,6 +235,21 @@ class WorkerMain:
             return False
         self._working = False
         return True
+
+    def _handle(self, ident: int, body: bytes) -> None:
+        context = contextvars.copy_context()
+        try:
+            outcome = context.run(self._handler, decode(body))
+        except BaseException as error:
+            self._fail(ident, error)
+            return
+        coroutine = None if outcome is None else as_coroutine(outcome)
+        if self._forked:
+            self._leave_fork(0)
+        elif coroutine is None:
+            self._returned(ident)
+        else:
+            self._runner.run(coroutine, context, ident)
 
     def _coroutine_ended(self, ident: int, error: BaseException | None) -> None:
         if error is not None:
@@ -358,10 +375,27 @@ class WorkerMain:
     def on_cancel(self) -> None:
         self._pending.clear()
         for ident, state in list(self._open.items()):
-            if state is _RUNNING:
+            if state is _CALLED:
+                self._callee.abort(ident)
+            elif state is _RUNNING:
                 self._runner.cancel(ident)
             else:
                 self._fail(ident, asyncio.CancelledError())
+
+    def on_early(self, ident: int) -> Exchange | None:
+        '''Items have come for a call that is not open: not yet, or not any more.'''
+        return self._callee.exchange(ident) if ident > self._words[TAKEN_UP] else None
+
+    def on_abort(self, ident: int) -> None:
+        if ident in self._open:
+            self._callee.abort(ident)
+            return
+        for waiting in self._pending:
+            if waiting[1] == ident:
+                self._pending.remove(waiting)
+                self._end.exchanges.pop(ident, None)
+                self._end.failed(ident, *pack_error(asyncio.CancelledError()))
+                break
 
     def _finish_if_idle(self) -> None:
         if self._stopping and not self._open and not self._pending:

@@ -19,6 +19,7 @@ from looppool.errors import (
     PoolClosed,
     ProtocolError,
     RemoteError,
+    StreamClosed,
     WorkerDied,
     WorkerStartError,
 )
@@ -36,6 +37,7 @@ EXAMPLES = [
     RemoteError('app.Odd', 'odd', 'Traceback: odd'),
     MessageTooBig(2000, 1000),
     ProtocolError('a frame of kind 99'),
+    StreamClosed(),
 ]
 
 
@@ -60,7 +62,7 @@ def facts(error: BaseException) -> dict[str, object]:
 def test_the_examples_are_of_every_kind() -> None:
     kinds = {getattr(errors, name) for name in errors.__all__}
 
-    assert {type(error) for error in EXAMPLES} == kinds - {LoopPoolError}
+    assert {type(error) for error in EXAMPLES} == kinds - {LoopPoolError, errors.TaskInterrupted}
 
 
 def test_every_error_is_one_of_looppool() -> None:
@@ -139,6 +141,7 @@ def test_what_a_worker_did_names_its_number_and_pid(error: LoopPoolError) -> Non
         (Full('task', "pool 'crawl'"), 'max_tasks'),
         (Full('result', 'worker 1'), 'max_results'),
         (MessageTooBig(2000, 1000), 'max_message_bytes'),
+        (StreamClosed(), 'Send before that'),
         (PoolBroken('crawl', 3, 5.0), 'start a new pool'),
         (PoolClosed('crawl', 'was stopped', started=False), 'put it again'),
         (WorkerDied(1, 42, -9, started=False), 'had not started: put it again'),

@@ -18,9 +18,12 @@ PACKAGE = Path(looppool.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')
 
 LAYERS = {
-    0: ('errors', 'frames', 'codec', 'protocol', 'roster'),
-    1: ('status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'worker', 'workermain'),
-    2: ('settings', 'statistics', 'handlers', 'member', 'supervisor', 'pool'),
+    0: ('errors', 'window', 'kinds', 'frames', 'codec', 'protocol', 'roster'),
+    1: (
+        'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
+        'worker', 'workermain',
+    ),
+    2: ('settings', 'statistics', 'calls', 'handlers', 'member', 'supervisor', 'pool'),
 }
 '''Every other module is optional: layer 3.'''
 

@@ -12,16 +12,30 @@ from parcels import parcel, run
 from looppool.codec import Definition, Key
 from looppool.errors import ProtocolError
 from looppool.frames import Frame, Parser, pack_header
-from looppool.protocol import _LEGAL, OWN_BODY, Kind, PoolEnd, State, Window, WorkerEnd
+from looppool.kinds import LEGAL as TABLE
+from looppool.kinds import Kind, State
+from looppool.protocol import OWN_BODY, PoolEnd, WorkerEnd
+from looppool.window import Window
 
-TO_WORKER = {Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CREDIT, Kind.PILL, Kind.CANCEL, Kind.DEFINE}
-TO_POOL = {Kind.READY, Kind.START_FAILED, Kind.RESULT, Kind.DONE, Kind.FAILED, Kind.BYE, Kind.DEFINE}
+BOTH_WAYS = {Kind.DEFINE, Kind.ITEM, Kind.MORE, Kind.END}
+TO_WORKER = BOTH_WAYS | {
+    Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CALL, Kind.CREDIT, Kind.PILL, Kind.CANCEL, Kind.ABORT
+}
+TO_POOL = BOTH_WAYS | {
+    Kind.READY, Kind.START_FAILED, Kind.RESULT, Kind.DONE, Kind.FAILED, Kind.VALUE, Kind.BYE
+}
 STATES = list(State)
 NEW, STARTING, READY, STOPPING, ENDED = STATES
 LEGAL = {
     Kind.CONFIGURE: {NEW},
     Kind.START: {STARTING},
     Kind.TASK: {READY},
+    Kind.CALL: {READY},
+    Kind.ABORT: {READY, STOPPING, ENDED},
+    Kind.ITEM: {READY, STOPPING, ENDED},
+    Kind.MORE: {READY, STOPPING, ENDED},
+    Kind.END: {READY, STOPPING, ENDED},
+    Kind.VALUE: {READY, STOPPING},
     Kind.CREDIT: {STARTING, READY, STOPPING, ENDED},
     Kind.PILL: {READY},
     Kind.CANCEL: {READY, STOPPING, ENDED},
@@ -50,7 +64,7 @@ class Recorder:
     def wake(self) -> None:
         self.wakes += 1
 
-    def deliver(self, ident: int, messages: list[bytes]) -> None:
+    def deliver(self, kind: int, ident: int, messages: list[bytes]) -> None:
         self.inbox += [(ident, message) for message in messages]
 
     def on_define(self, body: bytes) -> Key:
@@ -62,17 +76,20 @@ class Recorder:
             raise ProtocolError('nonsense')
         return RuntimeError(body)
 
+    def on_early(self, ident: int) -> 'Recorder':
+        return self
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('on_'):
             raise AttributeError(name)
-        return lambda *args: self.calls.append((name, *args))
+        return lambda *args, **_: self.calls.append((name, *args))
 
     def total(self, name: str, index: int) -> int:
         return sum(call[index] for call in self.calls if call[0] == name)
 
 
 def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
-    '''A pool's end in that state, which owes task 1 from READY on.'''
+    '''A pool's end in that state, which owes task 1 and call 2 from READY on.'''
     recorder = Recorder()
     end = PoolEnd(recorder, recorder.deliver, recorder.wake, Window(4, 100))
     if state >= State.STARTING:
@@ -80,6 +97,7 @@ def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
     if state >= State.READY:
         end.receive_data(frame(Kind.READY))
         end.send_task(parcel(b'task 1'))
+        end.send_call(parcel(b'call 2', call=recorder))
     if state >= State.STOPPING:
         end.pill()
     if state >= State.ENDED:
@@ -115,9 +133,10 @@ def frame(kind: int, ident: int = 0, body: bytes = b'') -> bytes:
 def well_formed(kind: Kind) -> bytes:
     if kind == Kind.CREDIT:
         return frame(kind, 0, NO_CREDIT)
-    if kind in (Kind.TASK, Kind.RESULT):
-        return frame(kind, 1, run(b''))
-    return frame(kind, 1 if kind == Kind.FAILED else 0)
+    if kind == Kind.MORE:
+        return frame(kind, 2, struct.pack('<IQ', 0, 0))
+    body = run(b'') if kind in (Kind.TASK, Kind.CALL, Kind.RESULT, Kind.ITEM) else b''
+    return frame(kind, {Kind.FAILED: 1, Kind.TASK: 1, Kind.CALL: 1}.get(kind, 2), body)
 
 
 def ids(*numbers: int) -> bytes:
@@ -132,7 +151,7 @@ def frames_of(end: PoolEnd | WorkerEnd) -> list[Frame]:
 
 
 def test_the_table_is_as_it_was_meant() -> None:
-    assert {kind: set(states) for kind, states in _LEGAL.items()} == LEGAL
+    assert {kind: set(states) for kind, states in TABLE.items()} == LEGAL
     assert set(LEGAL) == set(Kind) == TO_WORKER | TO_POOL
 
 
@@ -144,7 +163,8 @@ def test_a_frame_is_handled_where_the_table_allows_it(make: Any, its_kinds: Any,
 
     if kind in its_kinds and state in LEGAL[kind]:
         end.receive_data(well_formed(kind))
-        assert len(recorder.calls) + len(recorder.inbox) == 1
+        # An answer is told to the pool and to the caller.
+        assert len(recorder.calls) + len(recorder.inbox) == 1 + (kind == Kind.VALUE)
     else:
         with pytest.raises(ProtocolError, match=f'kind {kind:d} .*{state.name}'):
             end.receive_data(well_formed(kind))
@@ -178,19 +198,23 @@ def test_a_body_over_the_cap_is_an_error_after_what_came_before(make: Any) -> No
 def test_ids_start_at_one_and_increase_by_one() -> None:
     end, _ = pool_end()
 
-    assert [end.send_task(parcel(b'task')) for _ in range(3)] == [2, 3, 4]
-    assert list(end.owed) == [1, 2, 3, 4]
+    assert [end.send_task(parcel(b'task')) for _ in range(3)] == [3, 4, 5]
+    assert list(end.owed) == [1, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
     'bad',
     [
         frame(Kind.DONE, 0, ids(2)),
+        frame(Kind.DONE, 0, ids(3)),
+        frame(Kind.VALUE, 1),
+        frame(Kind.VALUE, 2) + frame(Kind.VALUE, 2),
+        frame(Kind.VALUE, 2) + frame(Kind.FAILED, 2),
         frame(Kind.DONE, 0, ids(0)),
         frame(Kind.DONE, 0, ids(1, 1)),
         frame(Kind.DONE, 0, ids(1)) + frame(Kind.DONE, 0, ids(1)),
         frame(Kind.DONE, 0, ids(1)) + frame(Kind.FAILED, 1),
-        frame(Kind.FAILED, 2),
+        frame(Kind.FAILED, 3),
         frame(Kind.FAILED, 1) + frame(Kind.FAILED, 1),
     ],
 )
@@ -213,7 +237,7 @@ def test_done_tells_how_many_and_how_large() -> None:
     end, recorder = pool_end()
     end.send_task(parcel(b'four'))
 
-    end.receive_data(frame(Kind.DONE, 0, ids(2, 1)))
+    end.receive_data(frame(Kind.DONE, 0, ids(3, 1)))
 
     assert recorder.calls == [('on_done', len(b'task 1' + b'four'), 2)]
     assert not end.owed
@@ -291,17 +315,18 @@ def test_what_the_link_itself_sends_keeps_to_the_smallest_cap(tasks: int) -> Non
     worker, _ = worker_end()
     pool.limit_bodies(1)
     worker.limit_bodies(1)
-    last = [pool.send_task(parcel(b'')) for _ in range(tasks)][-1]
+    for _ in range(tasks):
+        pool.send_task(parcel(b''))
     worker.results.take(100)
 
-    for ident in range(1, last + 1):
+    for ident in pool.owed:
         worker.done(ident)
     pool.receive_data(worker.data_to_send())
     pool.data_to_send()
     pool.give_credit(100, 1)
     worker.receive_data(pool.data_to_send())
 
-    assert recorder.total('on_done', 2) == last
+    assert recorder.total('on_done', 2) == tasks + 1
     assert worker.results.used == 0
 
 
@@ -355,7 +380,7 @@ def test_what_is_sent_between_tasks_stays_between_them() -> None:
     end.send_task(parcel(b'c'))
 
     assert frames_of(end) == [
-        (Kind.TASK, 2, run(b'a', b'b')), (Kind.CANCEL, 0, b''), (Kind.TASK, 4, run(b'c'))
+        (Kind.TASK, 3, run(b'a', b'b')), (Kind.CANCEL, 0, b''), (Kind.TASK, 5, run(b'c'))
     ]  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from hypothesis.stateful import (
 from parcels import Named, parcel
 
 from looppool.codec import Definition, Key
-from looppool.frames import Frame, Parser
-from looppool.protocol import Kind, PoolEnd, State, Window, WorkerEnd, _cut_run
+from looppool.frames import Frame, Parser, cut_run
+from looppool.kinds import Kind, State
+from looppool.protocol import PoolEnd, WorkerEnd
+from looppool.window import Window
 
 LIMIT, MAX_BYTES = 3, 80  # of tasks and of results
 DEFINITIONS = tuple(Definition(('script', number), b'definition %d' % number, ()) for number in range(3))
@@ -56,7 +58,7 @@ class Wire:
 
     def messages(self, kind: Kind) -> list[tuple[int, bytes]]:
         '''Those that came in runs, with their ids.'''
-        runs = [(ident, _cut_run(body)) for _, ident, body in self.of_kind(kind)]
+        runs = [(ident, cut_run(body)) for _, ident, body in self.of_kind(kind)]
         return [message for first, run in runs for message in enumerate(run, first)]
 
 
@@ -76,7 +78,7 @@ class Side:
     def wake(self) -> None:
         self.woken = True
 
-    def deliver(self, first: int, messages: list[bytes]) -> None:
+    def deliver(self, kind: int, first: int, messages: list[bytes]) -> None:
         for ident, message in enumerate(messages, first):
             assert {definition.key for definition in self.expected.pop(0)} <= self.known
             self.inbox.append((ident, message))

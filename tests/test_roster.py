@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parcels import Named, parcel
 
-from looppool.protocol import Window
 from looppool.roster import DISTRIBUTIONS, RestartBudget, Roster, Slot, Waiter
+from looppool.window import Window
 
 MAX_BYTES = 100
 

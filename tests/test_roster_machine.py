@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 from parcels import Named
 from parcels import parcel as make_parcel
 
-from looppool.protocol import Window
 from looppool.roster import Roster, Slot, Waiter
+from looppool.window import Window
 
 SLOTS, LIMIT, MAX_BYTES = 3, 3, 100
 

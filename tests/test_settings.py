@@ -12,8 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import looppool
+from looppool.frames import MAX_MESSAGE
 from looppool.process import CONTEXTS
-from looppool.protocol import MAX_MESSAGE
 from looppool.settings import Settings, make_launch, usable_cpus
 
 GOOD: dict[str, Any] = {
@@ -32,12 +32,13 @@ GOOD: dict[str, Any] = {
     'stop_timeout': 5.0,
     'blocking_threshold': None,
     'heartbeat_timeout': None,
+    'cancel_grace': 1.0,
     'launch': make_launch(looppool.Worker, 'spawn', None, None, (), (), None),
 }
 
 AT_LEAST_ONE = ['pool_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency']
 AT_LEAST_ZERO = ['retries', 'max_restarts']
-SECONDS = ['restart_window', 'start_timeout', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout']
+SECONDS = ['restart_window', 'start_timeout', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout', 'cancel_grace']
 MAY_BE_NONE = ['pool_size', 'concurrency', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout']
 
 quick = hypothesis_settings(deadline=None)

@@ -16,7 +16,7 @@ import psutil
 
 import looppool
 from looppool.frames import pack_header
-from looppool.protocol import Kind
+from looppool.kinds import Kind
 
 __all__ = [
     'Casualty',

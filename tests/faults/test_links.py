@@ -12,7 +12,7 @@ from workers import Casualty
 
 import looppool
 from looppool.frames import pack_header
-from looppool.protocol import Kind
+from looppool.kinds import Kind
 
 from .observed import PUTS, ObservedPool, Put, until
 

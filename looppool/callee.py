@@ -1,0 +1,190 @@
+'''The worker's side of calls: runs what was asked for, and answers once.
+
+1. A plain function runs at once, on the loop; what it returns to be awaited, or to be iterated over, runs on.
+2. A call ends once: with its value, or with the error that it raised. Then it has no items any more.
+3. While a step of a call runs, the status page names the call: so the parent can tell which one blocks the loop, and
+   interrupt exactly that one.
+'''
+
+import asyncio
+import contextvars
+import inspect
+import signal
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
+from types import FrameType
+from typing import Any, Final
+
+from .child import INTERRUPT_SIGNAL
+from .codec import check_encoded, decode, encode, pack_error
+from .errors import TaskInterrupted
+from .exchange import Exchange
+from .protocol import WorkerEnd
+from .runner import Runner, as_coroutine
+from .status import INTERRUPT, STEPPING, Words
+
+__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'interruptible']
+
+CALL: Final = 0
+STREAM: Final = 1
+BOTH: Final = 2
+'''What a call is for: its value, its items, or items both ways.'''
+ANY: Final = 2**64 - 1
+'''Interrupt whatever runs.'''
+
+
+class Callee:
+    '''Runs calls. All methods belong to the loop's thread.
+
+    :param end: the worker's end of the link.
+    :param words: of the status page.
+    :param forget: called with the id of each call that has ended.
+    '''
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, end: WorkerEnd, words: Words, forget: Callable[[int], None]
+    ) -> None:
+        self._loop = loop
+        self._end = end
+        self._words = words
+        self._forget = forget
+        self._runner: Runner[int] = Runner(loop, self._ended)
+
+    def take_up(self, ident: int, body: bytes) -> None:
+        '''Begin a call.'''
+        context = _Watched(self._words, ident)
+        try:
+            mode, function, args, kwargs = decode(body)
+            coroutine = self._begin(ident, context, mode, function, args, kwargs)
+        except BaseException as error:
+            self._ended(ident, error)
+            return
+        if coroutine is None:
+            self._ended(ident, None)
+        else:
+            self._runner.run(coroutine, context, ident)  # type: ignore[arg-type]
+
+    def abort(self, ident: int) -> None:
+        '''Cancel a call that was taken up and has not ended.'''
+        self._runner.cancel(ident)
+
+    def exchange(self, ident: int) -> Exchange:
+        '''This side of the items of a call; some may come before the call is taken up.'''
+        exchange = self._end.exchanges.get(ident)
+        if not isinstance(exchange, Exchange):
+            exchange = self._end.exchanges[ident] = Exchange(self._loop)
+            exchange.attach(self._end, ident)
+        return exchange
+
+    def _begin(
+        self,
+        ident: int,
+        context: '_Watched',
+        mode: int,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Coroutine[Any, Any, None] | None:
+        if mode == CALL:
+            outcome = context.run(function, *args, **kwargs)
+            coroutine = as_coroutine(outcome)
+            if coroutine is not None:
+                return self._answer_later(ident, coroutine)
+            self._answer(ident, outcome)
+            return None
+        exchange = self.exchange(ident)
+        if mode == STREAM:
+            return self._produce(ident, exchange, context.run(function, *args, **kwargs))
+        coroutine = as_coroutine(context.run(function, exchange, *args, **kwargs))
+        if coroutine is None:
+            raise TypeError(f'open_stream needs a coroutine function, which {function!r} is not')
+        return self._answer_later(ident, coroutine)
+
+    def _answer(self, ident: int, value: Any) -> None:
+        try:
+            encoded = encode(value)
+        except Exception as error:
+            if isinstance(value, (Generator, AsyncGenerator)):
+                error.add_note('the function is a generator: use stream(...) instead of call(...)')
+            raise
+        check_encoded(encoded, self._end.max_body)
+        self._end.value(ident, *encoded)
+
+    async def _answer_later(self, ident: int, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._answer(ident, await coroutine)
+
+    async def _produce(self, ident: int, exchange: Exchange, outcome: Any) -> None:
+        if inspect.isawaitable(outcome):
+            outcome = await outcome
+        try:
+            if isinstance(outcome, AsyncIterable):
+                async for item in outcome:
+                    await exchange.send(item)
+            else:
+                for item in outcome:
+                    await exchange.send(item)
+        finally:
+            # Left early: its ``finally`` runs now, not when somebody collects it.
+            if isinstance(outcome, AsyncGenerator):
+                await outcome.aclose()
+            elif isinstance(outcome, Generator):
+                outcome.close()
+        self._answer(ident, None)
+
+    def _ended(self, ident: int, error: BaseException | None) -> None:
+        exchange = self._end.exchanges.pop(ident, None)
+        if isinstance(exchange, Exchange):
+            exchange.close()
+        if error is not None:
+            self._end.failed(ident, *pack_error(error, self._end.max_own_body))
+        self._forget(ident)
+
+
+class _Watched:
+    '''A copy of the current context in which whatever runs is named in the status page.'''
+
+    __slots__ = ('_context', '_ident', '_words')
+
+    def __init__(self, words: Words, ident: int) -> None:
+        self._words = words
+        self._ident = ident
+        self._context = contextvars.copy_context()
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._words[STEPPING] = self._ident
+        try:
+            return self._context.run(function, *args, **kwargs)
+        finally:
+            self._words[STEPPING] = 0
+
+
+def interruptible(words: Words) -> None:
+    '''Let the parent interrupt what runs here: for the main thread of a worker.'''
+
+    def interrupt(_signum: int, frame: FrameType | None) -> None:
+        wanted = words[INTERRUPT]
+        if wanted in (ANY, words[STEPPING]) and wanted and _is_users(frame):
+            words[INTERRUPT] = 0
+            raise TaskInterrupted('it blocked the loop of its worker')
+
+    signal.signal(INTERRUPT_SIGNAL, interrupt)
+
+
+def _is_users(frame: FrameType | None) -> bool:
+    '''Whether the code that runs may be interrupted where it is, and was called by a worker for a task.
+
+    looppool and asyncio may not: their books must stay right. The parent tries again soon.
+    '''
+    if frame is None or _package(frame) in ('looppool', 'asyncio', 'selectors'):
+        return False
+    while frame is not None:
+        if frame.f_globals.get('__name__') in _TASKS_ARE_CALLED_BY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get('__name__', '')).partition('.')[0]
+
+
+_TASKS_ARE_CALLED_BY: Final = frozenset({__name__, 'looppool.workermain', 'looppool.runner'})

@@ -1,0 +1,321 @@
+'''The caller's side: functions run in a worker, and streams to and from them.
+
+1. A call is a task with an answer. It takes a permit like any task, and gives it back when its answer has come.
+2. Cancelling whoever awaits a call cancels it in the worker: dropped if it has not begun, else its asyncio task is
+   cancelled, else it is interrupted, else its worker is killed. Nobody waits for that: the permit alone does.
+3. What comes for a call that nobody waits for any more is dropped; an error of its own is logged.
+'''
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+
+from . import callee
+from .codec import decode
+from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied
+from .exchange import Exchange
+from .worker import is_idempotent
+
+if TYPE_CHECKING:
+    from .protocol import Parcel
+
+__all__ = ['Call', 'ItemStream', 'OpenStream', 'Verbs', 'in_thread']
+
+P = ParamSpec('P')
+R = TypeVar('R')
+T = TypeVar('T')
+
+_log: Final = logging.getLogger('looppool')
+
+_QUIET: Final = (asyncio.CancelledError, TaskInterrupted, WorkerDied, PoolClosed, PoolBroken)
+'''How a call ends that was cancelled, or that others tell of.'''
+
+
+class Link(Protocol):
+    '''What a call needs of the link that it went by.'''
+
+    @property
+    def end(self) -> Any: ...
+    def abandon(self, ident: int) -> None: ...
+    def understand(self, body: bytes) -> BaseException: ...
+
+
+class Call:
+    '''One call, as its caller knows it: the `protocol.Caller` of its link.
+
+    :param what: the function, for the log.
+    '''
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any]) -> None:
+        self.answer: asyncio.Future[Any] = loop.create_future()
+        self.abandoned = False
+        self.ended = asyncio.Event()
+        self._what = what
+        self._link: Link | None = None
+        self._ident = 0
+
+    async def value(self) -> Any:
+        '''Wait for the answer. Cancelled, the call is abandoned.'''
+        try:
+            return await self.answer
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        '''The answer is of no use any more.'''
+        if not self.abandoned:
+            self.abandoned = True
+            if self._link is not None:
+                self._link.abandon(self._ident)
+
+    # What the link and the pool tell
+
+    def on_sent(self, link: Link, ident: int) -> None:
+        self._link, self._ident = link, ident
+
+    def on_value(self, body: bytes) -> None:
+        self.ended.set()
+        if not self.abandoned:
+            try:
+                value = decode(body)
+            except Exception as error:
+                error.add_note(f'while loading what {self._what!r} returned')
+                self.on_error(error)
+            else:
+                self._settle(value)
+
+    def on_failure(self, body: bytes) -> None:
+        assert self._link is not None
+        self.on_error(self._link.understand(body))
+
+    def on_error(self, error: BaseException) -> None:
+        self.ended.set()
+        if not self.abandoned:
+            self._settle(None, error)
+        elif not isinstance(error, _QUIET):
+            _log.error('a call of %r failed after it was cancelled', self._what, exc_info=error)
+
+    def _settle(self, value: Any, error: BaseException | None = None) -> None:
+        if self.answer.done():
+            # Cancelled in this very turn of the loop.
+            return
+        if error is None:
+            self.answer.set_result(value)
+        elif isinstance(error, StopIteration):
+            # A future refuses to raise it.
+            self.answer.set_exception(RuntimeError(f'{self._what!r} raised StopIteration'))
+        else:
+            self.answer.set_exception(error)
+
+    def on_items(self, items: list[bytes]) -> None:
+        raise ProtocolError('items came for a call that has none')
+
+    def on_more(self, count: int, size: int) -> None:
+        raise ProtocolError('credit came for a call that has no items')
+
+    def on_end(self) -> None:
+        raise ProtocolError('an end came for a call that has no items')
+
+
+class _StreamCall(Call):
+    '''A call with items.'''
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any], exchange: Exchange) -> None:
+        super().__init__(loop, what)
+        self._exchange = exchange
+        self.on_items = exchange.on_items  # type: ignore[method-assign]
+        self.on_more = exchange.on_more  # type: ignore[method-assign]
+        self.on_end = exchange.on_end  # type: ignore[method-assign]
+
+    def on_sent(self, link: Link, ident: int) -> None:
+        super().on_sent(link, ident)
+        self._exchange.attach(link.end, ident)
+
+    def abandon(self) -> None:
+        super().abandon()
+        self._exchange.discard()
+
+    def _settle(self, value: Any, error: BaseException | None = None) -> None:
+        super()._settle(value, error)
+        if not self.answer.cancelled():
+            # Whoever receives the items is told there.
+            self.answer.exception()
+        self._exchange.close(error)
+
+
+class ItemStream(AsyncIterator[T], Generic[T]):
+    '''The items of a generator that runs in a worker, from the first ``async for`` on.
+
+    Left early, or collected, the generator is closed over there and runs its ``finally``; `aclose` waits for that.
+    '''
+
+    def __init__(self, verbs: 'Verbs', function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+        self._ask = verbs, function, args, kwargs
+        self._exchange: Exchange | None = None
+        self._call: _StreamCall | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._exchange is None:
+            await self._start()
+        assert self._exchange is not None
+        return await self._exchange.__anext__()  # type: ignore[no-any-return]
+
+    async def _start(self) -> None:
+        verbs, function, args, kwargs = self._ask
+        loop = asyncio.get_running_loop()
+        exchange = Exchange(loop)
+        call = _StreamCall(loop, function, exchange)
+        await verbs._make(callee.STREAM, call, function, args, kwargs)
+        self._exchange, self._call = exchange, call
+
+    async def aclose(self) -> None:
+        '''Close the generator in the worker, if it still runs, and wait until it has ended.'''
+        if self._call is not None:
+            self._call.abandon()
+            await self._call.ended.wait()
+
+    def __del__(self) -> None:
+        if self._call is not None:
+            self._call.abandon()
+
+
+class OpenStream(Exchange):
+    '''Both sides of a function that runs in a worker, as an async context manager.
+
+    Leaving it ends what is sent and waits for the function to return; items that were not received are let go. Leaving
+    it by an exception cancels the function. What the function raises is raised where items are received, by `result`,
+    and when it is left.
+    '''
+
+    def __init__(self, verbs: 'Verbs', function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self._ask = verbs, function, args, kwargs
+        self._call = _StreamCall(self._loop, function, self)
+
+    async def __aenter__(self) -> Self:
+        verbs, function, args, kwargs = self._ask
+        await verbs._make(callee.BOTH, self._call, function, args, kwargs)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._call.abandon()
+            return
+        self.end()
+        self.discard()
+        await self._call.value()
+
+    async def result(self) -> Any:
+        '''What the function returns. Cancelled, it goes on.'''
+        return await asyncio.shield(self._call.answer)
+
+
+class Verbs:
+    '''What can be asked of a pool, which picks a worker, and of a worker. All methods belong to the loop's thread.'''
+
+    async def _make(
+        self,
+        mode: int,
+        call: Call,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        '''Have a call accepted; wait for credit.'''
+        parcel = self._pack_call(mode, call, function, args, kwargs)
+        await self._accept(parcel)
+
+    def _pack_call(
+        self,
+        mode: int,
+        call: Call,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> 'Parcel':
+        raise NotImplementedError
+
+    async def _accept(self, parcel: 'Parcel') -> None:
+        raise NotImplementedError
+
+    def _accept_nowait(self, parcel: 'Parcel') -> None:
+        raise NotImplementedError
+
+    def _call_loop(self) -> asyncio.AbstractEventLoop:
+        raise NotImplementedError
+
+    @overload
+    async def call(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        '''Run a function in a worker; return what it returns, or raise what it raises.
+
+        A plain function runs on the worker's loop and keeps it from all else (see `in_thread`); a coroutine function
+        runs beside the others. It waits for credit, in order. Cancelled, the function is cancelled too.
+
+        :raises WorkerDied: the worker died; ``started`` says whether the function may have run.
+        :raises PoolClosed: the pool is not running, or was stopped before the function had ended.
+        :raises PoolBroken: it is broken.
+        :raises RemoteError: what the function raised cannot travel as itself.
+        :raises MessageTooBig: the pickled arguments, or the value, are larger than ``Pool(max_message_bytes=...)``.
+        :raises Exception: what the function raised, with the remote traceback as its cause; or the error of pickling.
+        '''
+        call = Call(self._call_loop(), function)
+        await self._make(callee.CALL, call, function, args, kwargs)
+        return await call.value()
+
+    def call_nowait(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        '''As `call`, but take the credit at once; what is returned is to be awaited.
+
+        :raises Full: there is no credit now.
+        '''
+        call = Call(self._call_loop(), function)
+        self._accept_nowait(self._pack_call(callee.CALL, call, function, args, kwargs))
+        return call.value()
+
+    def stream(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ItemStream[Any]:
+        '''Iterate over what a generator function yields in a worker: ``async for item in pool.stream(function)``.
+
+        Plain and async generators, and functions that return any iterable. The generator waits while too many of its
+        items are not taken.
+
+        :raises: as `call`, from the iteration; what the generator raises comes behind its last item.
+        '''
+        return ItemStream(self, function, args, kwargs)
+
+    def open_stream(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> OpenStream:
+        '''Exchange items both ways with a coroutine function, which gets the stream as its first argument.
+
+        ``async with pool.open_stream(function) as stream:`` gives an `OpenStream`; the function gets the other side.
+        '''
+        return OpenStream(self, function, args, kwargs)
+
+
+class in_thread(Generic[P, R]):
+    '''A plain function, to be run in a thread of the worker: ``await pool.call(looppool.in_thread(function), ...)``.
+
+    The worker's loop stays free meanwhile. A thread can't be interrupted: cancelled, the call ends, and the thread goes
+    on to the end of the function.
+    '''
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        if not callable(function):
+            raise TypeError(f'in_thread needs a function, not {function!r}')
+        self.function = function
+        if is_idempotent(function):
+            self._looppool_idempotent = True
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.to_thread(self.function, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f'in_thread({self.function!r})'
