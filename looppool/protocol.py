@@ -47,7 +47,7 @@ class Terms(NamedTuple):
     '''What has to be known of a task to send it, and to send it again.'''
 
     needs: tuple[Definition, ...] = ()
-    number: int | None = None
+    number: int | str | None = None
     '''The worker that it is addressed to.'''
     retain: object = None
     '''The key of a retained broadcast.'''

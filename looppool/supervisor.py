@@ -22,13 +22,14 @@ from typing import Any, Final, Self
 
 from tornado.ioloop import IOLoop
 
+from .budget import RestartBudget
 from .calls import Verbs
 from .codec import check_encoded, encode, forget_bodies
 from .errors import LoopPoolError, PoolBroken, PoolClosed, WorkerStartError
 from .handlers import Handlers, current_handlers
 from .member import Member
 from .protocol import Parcel
-from .roster import RestartBudget, Roster, Slot
+from .roster import Roster, Slot
 from .settings import Settings
 from .signals import unwatch, watch
 from .statistics import PoolStatistics

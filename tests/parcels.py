@@ -15,7 +15,7 @@ class Named(NamedTuple):
     terms: Terms = Terms()
 
     @property
-    def number(self) -> int | None:
+    def number(self) -> int | str | None:
         return self.terms.number
 
     @property

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parcels import Named, parcel
 
-from looppool.roster import DISTRIBUTIONS, RestartBudget, Roster, Slot, Waiter
+from looppool.roster import DISTRIBUTIONS, Roster, Slot, Waiter, WatchfulRoster
 from looppool.window import Window
 
 MAX_BYTES = 100
@@ -443,46 +443,152 @@ def test_a_retained_broadcast_that_died_with_its_worker_is_not_sent_twice() -> N
     assert slot.window.used == 1
 
 
-# The restart budget
+# Slots that come and go
 
 
-def test_restarts_come_at_once_then_ever_later() -> None:
-    budget = RestartBudget(12, 100.0)
+def test_a_new_slot_takes_part_once_it_is_open() -> None:
+    roster = make(slots=2, limit=4)
+    added = Slot(2, Window(4, MAX_BYTES))
 
-    delays = [budget.spend(0.0) for _ in range(12)]
+    roster.add(added)
+    assert claims(roster, 3) == [0, 1, 0]
 
-    assert delays[:4] == [0.0, 0.05, 0.1, 0.2]
-    assert delays == sorted(delays)
-    assert delays[-1] == budget.LONGEST_DELAY
-
-
-@pytest.mark.parametrize('limit', [0, 1, 3])
-def test_more_than_the_limit_are_too_many(limit: int) -> None:
-    budget = RestartBudget(limit, 5.0)
-
-    assert None not in [budget.spend(1.0) for _ in range(limit)]
-    assert budget.spend(6.0) is None
+    roster.open(added)
+    assert claims(roster, 3) == [1, 2, 0]
 
 
-def test_what_was_longer_ago_than_the_window_counts_no_more() -> None:
-    budget = RestartBudget(2, 5.0)
-    budget.spend(0.0)
-    budget.spend(4.0)
+def test_a_removed_slot_refuses_who_waits_for_it_and_keeps_what_it_has() -> None:
+    roster = make(slots=2, limit=2)
+    line = Line(roster)
+    removed = roster.slots[1]
+    for _ in range(2):
+        roster.claim(1, 1)
+    line.wait('addressed', number=1)
+    error = RuntimeError('gone')
 
-    assert budget.spend(5.1) == 0.05
-    assert budget.spend(5.2) is None
-    assert budget.spend(20.0) == 0.0
+    roster.remove(removed, error)
+
+    assert line.refused == [('addressed', error)]
+    assert 1 not in roster and 0 in roster
+    assert claims(roster, 2) == [0, 0]
+    assert removed.window.used == 2
+    failed, moved_to = roster.bury(removed, [(parcel(b'x'), False)])
+    assert (failed, moved_to, list(removed.backlog)) == ([], [], [parcel(b'x')])
 
 
-@settings(deadline=None)
-@given(st.lists(st.floats(0.0, 3.0), max_size=30), st.integers(0, 4))
-def test_no_window_ever_holds_more_restarts_than_the_limit(gaps: list[float], limit: int) -> None:
-    budget, now, granted = RestartBudget(limit, 5.0), 0.0, []
+def test_a_slot_with_a_name_gets_only_what_is_addressed_to_it() -> None:
+    roster = make(slots=1, limit=2)
+    kitty = Slot(-1, Window(2, MAX_BYTES), 'kitty')
+    roster.add(kitty)
+    roster.open(kitty)
 
-    for gap in gaps:
-        now += gap
-        if budget.spend(now) is not None:
-            granted.append(now)
-            assert sum(now - time <= 5.0 for time in granted) <= limit
-        else:
-            assert sum(now - time <= 5.0 for time in granted) == limit
+    assert claims(roster, 3) == [0, 0, None]
+    assert roster.claim_least(1) is None
+    assert roster.claim(1, 'kitty') is kitty
+    assert kitty in roster.everyone and kitty not in roster.slots
+
+
+def test_who_wants_to_know_is_told_that_a_slot_is_empty() -> None:
+    roster = make(slots=1, limit=2)
+    told: list[int] = []
+    roster.slots[0].on_empty = lambda: told.append(roster.slots[0].window.used)
+    claims(roster, 2)
+
+    roster.release(roster.slots[0], 1)
+    assert told == []
+
+    roster.release(roster.slots[0], 1)
+    assert told == [0]
+
+
+# Leases
+
+
+def test_a_leased_slot_belongs_to_its_lease() -> None:
+    roster = make(slots=2, limit=2)
+    claims(roster, 1)
+    line = Line(roster)
+
+    leased = roster.lease(-1)
+
+    assert leased is roster.slots[1]
+    assert claims(roster, 2) == [0, None]
+    assert roster.claim_least(1) is None
+    assert roster.claim(1, 1) is None
+    line.wait('stranger', number=1)
+    assert [roster.claim(1, -1), roster.claim(1, -1), roster.claim(1, -1)] == [leased, leased, None]
+    line.wait('holder', number=-1)
+    roster.release(leased, 1)
+    assert line.granted == ['holder']
+
+    roster.end_lease(leased, RuntimeError('over'))
+    roster.release(leased, 1)
+    assert line.granted == ['holder', 'stranger']
+    assert -1 not in roster
+
+
+def test_who_waits_by_a_lease_is_refused_at_its_end() -> None:
+    roster = make(slots=1)
+    leased = roster.lease(-1)
+    assert leased is not None
+    roster.claim(1, -1)
+    line = Line(roster)
+    line.wait('holder', number=-1)
+    over = RuntimeError('over')
+
+    roster.end_lease(leased, over)
+
+    assert line.refused == [('holder', over)]
+
+
+def test_the_lease_is_of_the_open_slot_with_the_fewest_messages() -> None:
+    roster = make(slots=3, limit=2)
+    roster.bury(roster.slots[0], [])
+    roster.claim(1, 1)
+
+    assert [slot and slot.number for slot in map(roster.lease, (-1, -2, -3, -4))] == [2, 1, 0, None]
+    assert claims(roster, 1) == [None]
+
+
+def test_a_lease_at_once_is_of_a_slot_that_has_nothing() -> None:
+    roster = make(slots=2, limit=2)
+    roster.claim(1, 0)
+
+    assert roster.lease(-1, free=True) is roster.slots[1]
+    assert roster.lease(-2, free=True) is None
+
+
+def test_the_turn_goes_on_around_a_leased_slot() -> None:
+    roster = make(slots=3, limit=4)
+    roster.claim(1, 0)
+    roster.claim(1, 2)
+    claims(roster, 1)
+    leased = roster.lease(-1)
+    assert leased is roster.slots[1]
+
+    assert claims(roster, 2) == [2, 0]
+
+    roster.end_lease(leased, RuntimeError())
+    assert claims(roster, 3) == [2, 0, 1]
+
+
+# Pressure
+
+
+def test_a_watchful_roster_tells_when_every_slot_is_busy_or_a_claim_fails() -> None:
+    told: list[int] = []
+    slots = [Slot(number, Window(2, MAX_BYTES)) for number in range(2)]
+    roster = WatchfulRoster(slots, 'round_robin', 1, lambda: told.append(roster.slots[0].window.used))
+    for slot in slots:
+        roster.open(slot)
+
+    roster.claim(1)
+    roster.claim(1, 0)
+    assert told == []
+
+    roster.claim_least(1)
+    assert told == [2]
+
+    assert (roster.claim(1), roster.lease(-1, free=True)) == (slots[1], None)
+    assert roster.claim(1) is None
+    assert told == [2] * 4
