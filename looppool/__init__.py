@@ -14,6 +14,8 @@ from .errors import (
     WorkerDied,
     WorkerStartError,
 )
+from .events import PoolEvent
+from .lease import Lease
 from .member import Member
 from .pool import Pool
 from .statistics import MemberStatistics, PoolStatistics
@@ -21,6 +23,7 @@ from .worker import Worker, idempotent, task_done
 
 __all__ = [
     'Full',
+    'Lease',
     'LoopPoolError',
     'Member',
     'MemberStatistics',
@@ -28,6 +31,7 @@ __all__ = [
     'Pool',
     'PoolBroken',
     'PoolClosed',
+    'PoolEvent',
     'PoolStatistics',
     'ProtocolError',
     'RemoteError',

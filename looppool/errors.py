@@ -121,7 +121,7 @@ class PoolBroken(LoopPoolError):
 class Full(LoopPoolError, queue.Full):
     '''There is no credit now: the window of messages or of bytes is used up.
 
-    :ivar what: ``'task'`` in the parent, ``'result'`` in a worker.
+    :ivar what: ``'task'`` in the parent, ``'result'`` in a worker; ``'worker'`` where one was to be leased.
     :ivar where: whose window is full.
     '''
 
@@ -131,6 +131,8 @@ class Full(LoopPoolError, queue.Full):
         self.where = where
 
     def __str__(self) -> str:
+        if self.what == 'worker':
+            return f'{self.where} has no free worker now: pool.reserve() without wait=False waits for one'
         verb, bound = {
             'task': ('await pool.put(...)', 'max_tasks'),
             'result': ('await self._put(...)', 'max_results'),

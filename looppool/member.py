@@ -1,7 +1,8 @@
 '''`Member`: the pool's handle on one worker slot, through all the processes that fill it.
 
-1. A `_Link` is one process's life: the process, its channel, its status page, and the results that came from it. It is
-   replaced with the process; results that it has brought are taken up even after its death.
+1. A `Link` is one process's life: the process, its channel, its status page, and the results that came from it. It is
+   replaced with the process; results that it has brought are taken up even after its death. A process that is retired
+   finishes what it was sent as a former one, while the next one takes what comes.
 2. A process that ended is read to the end of its link first, and judged then.
 3. A member decides nothing: it tells its pool what happened.
 '''
@@ -10,23 +11,25 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import pickle
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .callee import ANY
 from .calls import Verbs
 from .channel import Channel
-from .codec import Key, decode, define, unpack_error
-from .errors import ProtocolError, WorkerDied, WorkerStartError
+from .codec import Definition, Key, decode, define, unpack_error
+from .errors import LoopPoolError, ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
-from .process import start
+from .process import Launch, start
 from .protocol import Parcel, PoolEnd
-from .roster import Slot
+from .roster import Address, Slot
 from .runner import as_coroutine
 from .statistics import MemberStatistics
 from .status import StatusPage
@@ -34,19 +37,21 @@ from .window import Window
 from .worker import undecorated
 
 if TYPE_CHECKING:
-    from .supervisor import Supervisor
+    from .elastic import Elastic
 
-__all__ = ['Member']
+__all__ = ['DEFAULT', 'Blueprint', 'Link', 'Member']
 
 _log: Final = logging.getLogger('looppool')
 
+DEFAULT: Final[Any] = object()
+'''A time limit that was not given: that of the pool.'''
 _INTERRUPT_PERIOD: Final = 0.02
 '''Seconds between attempts to interrupt a call: it may just be where it can't be.'''
 _EXIT_GRACE: Final = 1.0
 '''Seconds that a process gets to end after it has closed its link.'''
 
 
-class _Link:
+class Link:
     '''One process's life. It is the `PoolHandler` of its end.'''
 
     def __init__(self, member: 'Member') -> None:
@@ -59,11 +64,14 @@ class _Link:
         self.fault = ''
         '''Why the pool killed it.'''
         self.start_error: BaseException | None = None
+        self.buried = False
+        '''Whether its process is gone, and was judged.'''
         self._pool = member.pool
         self._loop = self._pool.asyncio_loop
         self._inbox: deque[bytes] = deque()
         settings = self._pool.settings
-        configuration = pickle.dumps(settings.configuration(member.number))
+        blueprint = member.blueprint
+        configuration = pickle.dumps(settings.configuration(member.number, member.name, blueprint.launch))
         # All of it, or nothing: descriptors may run out at any step.
         with contextlib.ExitStack() as at_end, contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
@@ -79,11 +87,11 @@ class _Link:
             self.end.limit_bodies(settings.max_message_bytes)
             self.channel.open(self.end)
             self.process = start(
-                settings.launch, self._loop, theirs, page_fd, on_started=self._on_started, on_exit=self._on_exit
+                blueprint.launch, self._loop, theirs, page_fd, on_started=self._on_started, on_exit=self._on_exit
             )
             undo.pop_all()
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
-        self.end.start(configuration, *self._pool.encoded_worker)
+        self.end.start(configuration, *blueprint.encoded)
 
     def _receive(self, _kind: int, _ident: int, results: list[bytes]) -> None:
         self._inbox.extend(results)
@@ -275,6 +283,11 @@ class _Link:
     def results_pending(self) -> int:
         return self.unread + self.end.results.used
 
+    def heartbeat_age(self) -> float | None:
+        '''Seconds since the worker's loop last turned; None before it has.'''
+        beat = self.page.heartbeat
+        return time.monotonic() - beat if beat else None
+
     # The end
 
     def kill(self, fault: str = '') -> None:
@@ -294,7 +307,7 @@ class _Link:
         self._timer.cancel()
         self.channel.read_to_end()
         self.channel.work_soon()
-        self._pool.member_exited(self.member)
+        self._pool.member_exited(self.member, self)
 
     def owed(self) -> list[tuple[Parcel, bool]]:
         '''What the process owes at its death, in the order sent, and whether each may have run.'''
@@ -320,10 +333,22 @@ class _Link:
         return error
 
 
+class Blueprint(NamedTuple):
+    '''How to make a worker.'''
+
+    launch: Launch
+    encoded: tuple[bytes, tuple[Definition, ...]]
+    '''Its class and options.'''
+    retries: int
+    '''How often a task of it that may have run is run again.'''
+
+
 class Member(Verbs):
     '''The pool's handle on one worker slot. It outlives restarts of its process. Use it on the pool's loop only.'''
 
-    def __init__(self, pool: 'Supervisor', slot: Slot) -> None:
+    blueprint: Blueprint
+
+    def __init__(self, pool: 'Elastic', slot: Slot) -> None:
         self.pool = pool
         self.slot = slot
         self.restarts = 0
@@ -331,18 +356,42 @@ class Member(Verbs):
         self.failed = 0
         self.results = 0
         self.state = 'new'
-        self.link: _Link | None = None
-        self._former: list[_Link] = []
-        '''Links of dead processes whose results are not all done.'''
+        self.link: Link | None = None
+        self._former: list[Link] = []
+        '''Links of processes that were retired, and of dead ones whose results are not all done.'''
+        self.fresh = False
+        '''Whether the pool runs without it and it never was ready: if it fails to start, nothing is lost.'''
+        self.ended = -1
+        '''How many tasks had ended when its idleness was last looked at.'''
+        self.idle_since = math.inf
+        self.start_error: LoopPoolError | None = None
+        '''Why it failed to, if it did.'''
+        self.leaving = False
+        '''Whether it finishes what it has and is not replaced.'''
+        self.doomed = False
+        '''Whether what it has is to end with it.'''
+        self.due = ''
+        '''Why it is to be recycled as soon as its lease has ended.'''
+        self.last_task: int | None = None
+        '''With so many tasks given to it, the process is recycled.'''
+        self.given = 0
+        '''How many tasks it was given.'''
+        self.expires = math.inf
+        '''When the process is recycled, by the loop's clock.'''
         self._restart: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f'<Member {self.number} of pool {self.pool.name!r}: {self.state}, pid {self.pid}>'
+        return f'<Member {self.slot.address!r} of pool {self.pool.name!r}: {self.state}, pid {self.pid}>'
 
     @property
     def number(self) -> int:
-        '''The worker's number, from 0.'''
+        '''The worker's number, from 0; that of a worker with a name is below 0.'''
         return self.slot.number
+
+    @property
+    def name(self) -> str | None:
+        '''The worker's name, if it was spawned with one.'''
+        return self.slot.name
 
     @property
     def pid(self) -> int | None:
@@ -365,6 +414,7 @@ class Member(Verbs):
             credits=max(0, window.limit - window.used),
             bytes=window.bytes,
             heartbeat=self.heartbeat_age(),
+            name=self.name,
         )
 
     @property
@@ -377,14 +427,56 @@ class Member(Verbs):
         '''Those of them that were not taken up.'''
         return sum(link.unread for link in self._links())
 
-    def _links(self) -> list[_Link]:
-        self._former = [link for link in self._former if link.results_pending]
+    def _links(self) -> list[Link]:
+        self._former = [link for link in self._former if link.results_pending or not link.buried]
         return [*self._former, self.link] if self.link else self._former
 
     def heartbeat_age(self) -> float | None:
         '''Seconds since the worker's loop last turned; None before it has, and where there is no process.'''
-        beat = self.link.page.heartbeat if self.link else 0.0
-        return time.monotonic() - beat if beat else None
+        return self.link.heartbeat_age() if self.link else None
+
+    # What a user does with it
+
+    async def put(self, message: Any) -> None:
+        '''Put a task to this worker, as ``pool.put(message, worker_num=...)``.
+
+        :raises ValueError: the worker has left the pool.
+        :raises: as ``Pool.put``.
+        '''
+        await self.pool.put(message, self._address())
+
+    def put_nowait(self, message: Any) -> None:
+        '''As `put`, but `Full` if it has no credit now.'''
+        self.pool.put_nowait(message, self._address())
+
+    def _address(self) -> Address:
+        # Its number may be another's by now.
+        if self.leaving:
+            raise ValueError(f'worker {self.slot.address} has left pool {self.pool.name!r}')
+        return self.slot.address
+
+    async def stop(self, timeout: float | timedelta | None = DEFAULT) -> None:
+        '''Let the worker finish what was accepted for it, finalise and exit; return when its process is gone.
+
+        A worker with a name ends for good, and its name is free again. A numbered one is recycled: the next process
+        takes its place at once, or if it is leased, at the end of the lease; ``pool.resize`` makes fewer of them.
+        Cancelled, it goes on.
+
+        :param timeout: seconds (or a timedelta) until what still runs is cancelled; a second later it is killed.
+            Default: ``Pool(stop_timeout=...)``; None: no limit.
+        :raises PoolClosed: the pool is not running.
+        '''
+        await self.pool.stop_member(self, timeout)
+
+    async def kill(self) -> None:
+        '''Kill the worker's processes; return when they are gone. What had begun fails with `WorkerDied`.
+
+        A worker with a name ends for good, and what had not begun fails too. A numbered one is replaced at once, which
+        does not count as a restart, and what had not begun is run elsewhere, as after any death. Cancelled, it goes on.
+
+        :raises PoolClosed: the pool is not running.
+        '''
+        await self.pool.kill_member(self)
 
     def interrupt(self) -> None:
         '''Raise `TaskInterrupted` in the task that runs in this worker now; nothing happens if none blocks its loop.'''
@@ -396,7 +488,7 @@ class Member(Verbs):
 
     def _pack_call(self, *call: Any) -> Parcel:
         data, terms = self.pool._pack_call(*call)
-        return data, terms._replace(number=self.number)
+        return data, terms._replace(number=self._address())
 
     async def _accept(self, parcel: Parcel) -> None:
         await self.pool._accept(parcel)
@@ -406,12 +498,28 @@ class Member(Verbs):
 
     # For the pool
 
+    @property
+    def running(self) -> list[Link]:
+        '''The links of its processes that are not gone.'''
+        return [link for link in self._links() if not link.buried]
+
+    @property
+    def vacant(self) -> bool:
+        '''Whether it has nothing to do and nobody who could do it.'''
+        return not self.running and self._restart is None and not self.slot.window.used and self.slot.lease is None
+
+    @property
+    def may_restart(self) -> bool:
+        '''Whether it waits for a process, and at most one other finishes what it has.'''
+        waits = self.state == 'restarting' and self._restart is None
+        return waits and sum(not link.buried for link in self._former) <= 1
+
     def start(self) -> None:
         '''Start a process. WorkerStartError if the system can't.'''
         self.state = 'starting'
         self._restart = None
         try:
-            self.link = _Link(self)
+            self.link = Link(self)
         except OSError as error:
             raise WorkerStartError(self.number, None, f'the system cannot start its process: {error}') from error
 
@@ -428,9 +536,33 @@ class Member(Verbs):
     def send_backlog(self) -> None:
         '''Send what waited for the worker to be ready.'''
         assert self.link is not None
-        self.slot.deliver = self.link.send
-        while self.slot.backlog:
+        self.slot.deliver = self.link.send if self.last_task is None else self._send_counted
+        # A worker that is recycled after so many tasks may leave the rest to the next one.
+        while self.slot.backlog and self.slot.open:
             self.slot.deliver(self.slot.backlog.popleft())
+
+    def _send_counted(self, parcel: Parcel) -> None:
+        assert self.link is not None and self.last_task is not None
+        self.link.send(parcel)
+        self.given += 1
+        if self.given >= self.last_task:
+            self.pool.recycle(self, f'it was given {self.last_task} tasks')
+
+    def retire(self) -> Link:
+        '''Let the process finish what it was sent and exit; what comes from now on waits for the next one.'''
+        link = self.link
+        assert link is not None
+        link.end.pill()
+        self._former.append(link)
+        self.link = None
+        self.close()
+        self.state = 'restarting'
+        return link
+
+    def close(self) -> None:
+        '''Take nothing: what comes waits.'''
+        self.slot.open = False
+        self.slot.deliver = self.slot.backlog.append
 
     def pill(self) -> None:
         '''Let the worker finish what was accepted and exit; a worker that is not ready has nothing to finish.'''
@@ -439,30 +571,31 @@ class Member(Verbs):
         if self.state == 'ready':
             self.link.end.pill()
             self.state = 'stopping'
-        else:
+        elif self.state != 'stopping':
             self.dismiss('the pool was stopped')
 
     def cancel(self) -> None:
         '''Cancel every task of the worker.'''
-        if self.link is not None and self.link.was_ready:
-            self.link.end.cancel()
+        for link in self.running:
+            if link.was_ready:
+                link.end.cancel()
 
     def dismiss(self, reason: str) -> None:
         '''Kill the worker, which has done nothing wrong.'''
-        if self.link is not None:
-            self.link.dismissed = True
-            self.link.kill(reason)
+        for link in self.running:
+            link.dismissed = True
+            link.kill(reason)
 
-    def bury(self) -> list[tuple[Parcel, bool]]:
-        '''The process has ended: let go of it, and return what it owed.'''
-        assert self.link is not None
-        owed = self.link.owed()
-        self.link.page.close()
-        self._former.append(self.link)
-        self.link = None
-        self.slot.open = False
-        self.slot.deliver = self.slot.backlog.append
-        self.state = 'stopped'
+    def bury(self, link: Link) -> list[tuple[Parcel, bool]]:
+        '''A process has ended: let go of it, and return what it owed.'''
+        owed = link.owed()
+        link.page.close()
+        link.buried = True
+        if link is self.link:
+            self._former.append(link)
+            self.link = None
+            self.close()
+            self.state = 'stopped'
         return owed
 
 

@@ -1,7 +1,7 @@
 '''`Pool`: takes tasks, hands them to its workers, and hands back what comes of them.
 
 1. Everything happens on one loop, in one thread; nothing blocks it. Decisions are the roster's, I/O is the members',
-   and the life of the workers is the supervisor's.
+   and the life of the workers is the supervisor's, whose layers are the bases of this class.
 2. A message is pickled and its size checked before a permit is taken; from then on it is *accepted*, and ends exactly
    once: done, or in `process_failure`.
 '''
@@ -20,10 +20,12 @@ from .callee import CALL
 from .calls import Call
 from .codec import Definition, check_encoded, encode
 from .errors import Full, PoolBroken, PoolClosed
+from .lease import Leasing
+from .lifecycle import END
 from .protocol import Parcel, Terms
-from .roster import Slot, Waiter
-from .settings import Settings, checked_options, make_launch, usable_cpus
-from .supervisor import END, Supervisor
+from .roster import Address, Slot, Waiter
+from .settings import Settings, checked_options, checked_sizes, make_launch
+from .supervisor import retries_of
 from .worker import ResultT, TaskT, Worker, is_idempotent
 
 __all__ = ['Pool']
@@ -31,14 +33,15 @@ __all__ = ['Pool']
 _log: Final = logging.getLogger('looppool')
 
 
-class Pool(Supervisor, Generic[TaskT, ResultT]):
+class Pool(Leasing, Generic[TaskT, ResultT]):
     '''A pool of worker processes, each with its own Tornado IO loop.
 
     All methods belong to the thread of the pool's loop. From another thread go through
     ``pool.ioloop.add_callback(pool.put_nowait, message)``; a wrong thread is told so by RuntimeError.
 
     :param ioloop: the Tornado loop that the pool lives on; default: the one that runs when the pool is started.
-    :param pool_size: number of workers; default: the CPUs that this process may use.
+    :param pool_size: number of workers; default, if there is no `min_size` or `max_size` either: the CPUs that this
+        process may use.
     :param worker_class: the `Worker` subclass. It may be defined anywhere, also in a script or a notebook.
     :param max_tasks: bound of the tasks that are accepted and not done, in messages; each worker has its share.
     :param max_results: bound of the results that are put and not done, in messages; each worker has its share.
@@ -48,8 +51,23 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
     :param options: keyword arguments for ``Worker._initialise``; also ``worker._options``.
     :param name: for logs, process titles and errors.
     :param retries: how often a task that may have run is run again when its worker died.
+    :param min_size: instead of `pool_size`, together with `max_size`: the number of workers to start with, and to keep;
+        default: 1.
+    :param max_size: the pool grows up to here while every worker is busy, that is, has `concurrency` tasks or more, or
+        when a message finds no credit. Default, with a `min_size`: the CPUs, or `min_size` if that is more.
+    :param idle_ttl: for each worker that was idle for so many seconds, the worker with the highest number leaves, down
+        to `min_size`; None: none leaves.
+    :param restart: ``'one_for_one'``: a worker that died is replaced; ``'one_for_all'``: so are all others with it.
     :param max_restarts: this many restarts within `restart_window` are allowed; one more breaks the pool.
     :param restart_window: seconds.
+    :param restart_delay: seconds before the second restart within `restart_window`; it doubles with each further one.
+    :param max_restart_delay: seconds; the delay never gets longer.
+    :param max_tasks_per_worker: a worker that was given so many tasks is recycled: a new process takes its place, and
+        the old one finishes what it has, beside it. None: never. Workers with names are not recycled.
+    :param max_rss: bytes of resident memory above which a worker is recycled; looked at once a second.
+    :param max_age: seconds after which a worker is recycled.
+    :param recycle_jitter: a fraction: each new worker may do up to that much less of `max_tasks_per_worker` and of
+        `max_age`, by chance, so that not all are recycled at once.
     :param concurrency: how many tasks a worker runs at once; default: its share of `max_tasks`.
     :param start_timeout: seconds for a worker to become ready.
     :param stop_timeout: seconds for `stop` until it cancels what still runs; None: no limit.
@@ -96,8 +114,18 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         options: Mapping[str, Any] | None = None,
         name: str = 'pool',
         retries: int = 0,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        idle_ttl: float | None = 60.0,
+        restart: str = 'one_for_one',
         max_restarts: int = 3,
         restart_window: float = 5.0,
+        restart_delay: float = 0.05,
+        max_restart_delay: float = 5.0,
+        max_tasks_per_worker: int | None = None,
+        max_rss: int | None = None,
+        max_age: float | None = None,
+        recycle_jitter: float = 0.0,
         concurrency: int | None = None,
         start_timeout: float = 30.0,
         stop_timeout: float | None = 5.0,
@@ -111,17 +139,27 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         preload: Sequence[str] = (),
         executable: str | None = None,
     ) -> None:
+        least, most = checked_sizes(pool_size, min_size, max_size)
         settings = Settings(
             worker_class=worker_class,
-            pool_size=usable_cpus() if pool_size is None else pool_size,
+            min_size=least,
+            max_size=most,
+            idle_ttl=idle_ttl,
             max_tasks=max_tasks,
             max_results=max_results,
             max_bytes=max_bytes,
             max_message_bytes=max_message_bytes,
             name=name,
             retries=retries,
+            restart=restart,
             max_restarts=max_restarts,
             restart_window=restart_window,
+            restart_delay=restart_delay,
+            max_restart_delay=max_restart_delay,
+            max_tasks_per_worker=max_tasks_per_worker,
+            max_rss=max_rss,
+            max_age=max_age,
+            recycle_jitter=recycle_jitter,
             concurrency=concurrency,
             start_timeout=start_timeout,
             stop_timeout=stop_timeout,
@@ -136,15 +174,14 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         if not hasattr(self, 'process_failure'):
             self.process_failure = self._log_failure
         self._retries = retries
-        marked = is_idempotent(worker_class) or is_idempotent(worker_class._process_message)
-        self._terms = Terms(retries=max(retries, 1) if marked else retries)
+        self._terms = Terms(retries=retries_of(worker_class, retries))
         '''Of a message that is not addressed and needs no definitions.'''
         self._max_message_bytes = max_message_bytes
 
     # Putting
 
-    def put_nowait(self, message: TaskT, worker_num: int | None = None) -> None:
-        '''Put a task to the worker whose turn it is, or to the worker `worker_num`.
+    def put_nowait(self, message: TaskT, worker_num: Address | None = None) -> None:
+        '''Put a task to the worker whose turn it is, or to the worker with the number or the name `worker_num`.
 
         :raises Full: that worker has no credit now, or others wait for it.
         :raises MessageTooBig: the pickled message is larger than `max_message_bytes`.
@@ -160,14 +197,19 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             raise Full('task', f'pool {self.name!r}' if worker_num is None else f'worker {worker_num}')
         slot.deliver(parcel)
 
-    async def put(self, message: TaskT, worker_num: int | None = None) -> None:
-        '''As `put_nowait`, but wait for credit, first come, first served. Cancelled, it has put nothing.'''
+    async def put(self, message: TaskT, worker_num: Address | None = None) -> None:
+        '''As `put_nowait`, but wait for credit, first come, first served. Cancelled, it has put nothing.
+
+        :raises ValueError: there is no worker `worker_num`, or it has left the pool meanwhile.
+        '''
         parcel = self._pack(message, worker_num)
         slot = self._roster.claim(len(parcel[0]), worker_num) or await self._permit(len(parcel[0]), worker_num)
         slot.deliver(parcel)
 
     async def broadcast(self, message: TaskT, retain: object = None) -> None:
-        '''Put a task to every worker. It waits for credit of all, then puts to all; cancelled, it has put nothing.
+        '''Put a task to every worker, also to those with names.
+
+        It waits for credit of all, then puts to all; cancelled, it has put nothing.
 
         :param retain: a hashable key; the last message of each key is also given to every worker that starts later,
             ahead of its other tasks. None: it is not kept.
@@ -177,8 +219,9 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
         size = len(data)
         slots: list[Slot] = []
         try:
-            for number in range(len(self.members)):
-                slots.append(self._roster.claim(size, number) or await self._permit(size, number))
+            # Workers may come and go while it waits.
+            while missing := [slot for slot in self._roster.everyone if slot not in slots]:
+                slots += await self._permit_of(missing[0], size)
             if retain is not None:
                 self._roster.retain((data, terms._replace(retain=retain)))
         except BaseException:
@@ -187,12 +230,22 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             raise
         for slot in slots:
             if retain is None or slot.open:
-                slot.deliver((data, terms._replace(number=slot.number, retain=retain)))
+                retries = self._retries_at(slot.address)
+                slot.deliver((data, terms._replace(number=slot.address, retain=retain, retries=retries)))
             else:
                 # The worker that starts there will get it as a retained one.
                 self._roster.release(slot, size)
 
-    def _pack(self, message: TaskT, number: int | None) -> Parcel:
+    async def _permit_of(self, slot: Slot, size: int) -> list[Slot]:
+        '''A permit of one slot: of none, if it leaves before there is one.'''
+        try:
+            return [self._roster.claim(size, slot.address) or await self._permit(size, slot.address)]
+        except ValueError:
+            if slot in self._roster.everyone:
+                raise
+            return []
+
+    def _pack(self, message: TaskT, number: Address | None) -> Parcel:
         if not self._accepting or self._thread != get_ident():
             self._refuse()
         data, needs = encode(message)
@@ -200,11 +253,15 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             return data, self._make_terms(data, needs, number)
         return data, self._terms
 
-    def _make_terms(self, data: bytes, needs: tuple[Definition, ...], number: int | None) -> Terms:
-        if number is not None and (number not in range(len(self.members)) or isinstance(number, bool)):
-            raise ValueError(f'worker_num has to be from 0 to {len(self.members) - 1}, not {number!r}')
+    def _make_terms(self, data: bytes, needs: tuple[Definition, ...], number: Address | None) -> Terms:
+        if number is not None and number not in self._roster:
+            raise ValueError(self._no_worker(number))
         check_encoded((data, needs), self._max_message_bytes)
-        return Terms(needs, number, retries=self._terms.retries)
+        return Terms(needs, number, retries=self._retries_at(number))
+
+    def _retries_at(self, address: Address | None) -> int:
+        named = self.named.get(address) if isinstance(address, str) else None
+        return named.blueprint.retries if named else self._terms.retries
 
     def _refuse(self, method: str = 'put_nowait') -> None:
         self.check_thread(method)
@@ -261,7 +318,7 @@ class Pool(Supervisor, Generic[TaskT, ResultT]):
             raise BaseExceptionGroup(f'{function!r} failed in {len(errors)} of {len(values)} workers', errors)
         return values
 
-    async def _permit(self, size: int, number: int | None, *, least: bool = False) -> Slot:
+    async def _permit(self, size: int, number: Address | None, *, least: bool = False) -> Slot:
         granted: asyncio.Future[None] = self.asyncio_loop.create_future()
         waiter = Waiter(
             number,

@@ -340,11 +340,15 @@ class Roster:
     # Death and replacement
 
     def bury(self, slot: Slot, owed: Iterable[tuple[Parcel, bool]]) -> tuple[list[Parcel], list[Slot]]:
-        '''The worker of `slot` died, owing `owed`: parcels in the order sent, and whether each may have run.
+        '''The worker of `slot` died, owing `owed`; see `take_back`.'''
+        slot.open = False
+        return self.take_back(slot, owed)
+
+    def take_back(self, slot: Slot, owed: Iterable[tuple[Parcel, bool]]) -> tuple[list[Parcel], list[Slot]]:
+        '''A process of `slot` is gone and owes `owed`: parcels in the order sent, and whether each may have run.
 
         :returns: the parcels that have failed, and the slots whose backlogs have got something.
         '''
-        slot.open = False
         failed, stays, moved_to = [], [], []
         for parcel, started in owed:
             data, terms = parcel

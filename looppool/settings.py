@@ -9,7 +9,17 @@ from .frames import MAX_MESSAGE
 from .process import Launch, default_context
 from .worker import Worker
 
-__all__ = ['Settings', 'checked_options', 'make_launch', 'usable_cpus']
+__all__ = [
+    'RESTARTS',
+    'Settings',
+    'checked_options',
+    'checked_sizes',
+    'checked_worker_class',
+    'make_launch',
+    'usable_cpus',
+]
+
+RESTARTS: Final = ('one_for_one', 'one_for_all')
 
 _HEARTBEAT: Final = 1.0
 '''Seconds between heartbeats, where no setting wants them more often.'''
@@ -17,8 +27,18 @@ _BEATS: Final = 4
 '''Heartbeats within the shortest time that a setting wants noticed.'''
 
 
-_MAY_BE_NONE: Final = ('blocking_threshold', 'heartbeat_timeout')
-'''Seconds of what can be switched off.'''
+_WHOLE: Final = (
+    'min_size', 'max_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency',
+    'max_tasks_per_worker', 'max_rss',
+)  # fmt: skip
+_SECONDS: Final = (
+    'idle_ttl', 'restart_window', 'restart_delay', 'max_restart_delay', 'max_age', 'start_timeout', 'stop_timeout',
+    'blocking_threshold', 'heartbeat_timeout', 'cancel_grace',
+)  # fmt: skip
+_MAY_BE_NONE: Final = (
+    'idle_ttl', 'concurrency', 'max_tasks_per_worker', 'max_rss', 'max_age', 'stop_timeout', 'blocking_threshold',
+    'heartbeat_timeout',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +46,24 @@ class Settings:
     '''The parameters of `Pool`, which documents them. ValueError and TypeError name the one that is wrong.'''
 
     worker_class: type[Worker[Any, Any]]
-    pool_size: int
+    min_size: int
+    max_size: int
+    idle_ttl: float | None
     max_tasks: int
     max_results: int
     max_bytes: int
     max_message_bytes: int
     name: str
     retries: int
+    restart: str
     max_restarts: int
     restart_window: float
+    restart_delay: float
+    max_restart_delay: float
+    max_tasks_per_worker: int | None
+    max_rss: int | None
+    max_age: float | None
+    recycle_jitter: float
     concurrency: int | None
     start_timeout: float
     stop_timeout: float | None
@@ -44,48 +73,57 @@ class Settings:
     launch: Launch
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.worker_class, type) and issubclass(self.worker_class, Worker)):
-            raise TypeError(f'worker_class has to be a subclass of looppool.Worker, not {self.worker_class!r}')
+        checked_worker_class(self.worker_class)
         if not isinstance(self.name, str):
             raise TypeError(f'name has to be a string, not {self.name!r}')
-        for name in ('pool_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency'):
+        for name in _WHOLE:
             self._check_whole(name, 1)
         for name in ('retries', 'max_restarts'):
             self._check_whole(name, 0)
-        for name in ('restart_window', 'start_timeout', 'stop_timeout', 'cancel_grace', *_MAY_BE_NONE):
+        for name in _SECONDS:
             self._check_seconds(name)
+        if self.restart not in RESTARTS:
+            raise ValueError(f'restart has to be one of {", ".join(RESTARTS)}, not {self.restart!r}')
+        jitter = self.recycle_jitter
+        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
+            raise ValueError(f'recycle_jitter has to be a fraction from 0 to less than 1, not {jitter!r}')
         if self.max_message_bytes > MAX_MESSAGE:
             raise ValueError(f'max_message_bytes has to be at most {MAX_MESSAGE:,}')
 
     def _check_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if name == 'concurrency' and value is None:
+        if value is None and name in _MAY_BE_NONE:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f'{name} has to be a whole number of at least {least}, not {value!r}')
 
     def _check_seconds(self, name: str) -> None:
         value = getattr(self, name)
-        may_be_none = name == 'stop_timeout' or name in _MAY_BE_NONE
+        may_be_none = name in _MAY_BE_NONE
         if value is None and may_be_none:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ValueError(f'{name} has to be a positive number of seconds{" or None" * may_be_none}, not {value!r}')
 
     @property
+    def busy(self) -> int:
+        '''With so many tasks in flight a worker is busy.'''
+        return min(self.concurrency or self.task_window, self.task_window)
+
+    @property
     def task_window(self) -> int:
         '''A worker's share of `max_tasks`.'''
-        return max(1, self.max_tasks // self.pool_size)
+        return max(1, self.max_tasks // self.max_size)
 
     @property
     def result_window(self) -> int:
         '''A worker's share of `max_results`.'''
-        return max(1, self.max_results // self.pool_size)
+        return max(1, self.max_results // self.max_size)
 
     @property
     def window_bytes(self) -> int:
         '''A worker's share of `max_bytes`.'''
-        return max(1, self.max_bytes // self.pool_size)
+        return max(1, self.max_bytes // self.max_size)
 
     @property
     def heartbeat(self) -> float:
@@ -93,11 +131,15 @@ class Settings:
         wanted = [limit / _BEATS for limit in (self.blocking_threshold, self.heartbeat_timeout) if limit]
         return min(_HEARTBEAT, *wanted) if wanted else _HEARTBEAT
 
-    def configuration(self, number: int) -> dict[str, Any]:
-        '''What worker `number` is told before anything of the user is imported.'''
-        launch = self.launch
+    def configuration(self, number: int, name: str | None = None, launch: Launch | None = None) -> dict[str, Any]:
+        '''What worker `number` is told before anything of the user is imported.
+
+        :param launch: how it is started, if not as the others.
+        '''
+        launch = launch or self.launch
         return {
             'number': number,
+            'name': name,
             'pool': self.name,
             # Another interpreter has packages of its own.
             'sys_path': launch.sys_path() if launch.executable is None else None,
@@ -123,6 +165,30 @@ def _working_directory() -> str | None:
 def usable_cpus() -> int:
     '''How many CPUs this process may use.'''
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def checked_sizes(pool_size: int | None, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    '''The smallest and the largest size: `pool_size` is both; without any, both are the CPUs.'''
+    for name, size in (('pool_size', pool_size), ('min_size', min_size), ('max_size', max_size)):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f'{name} has to be a whole number of at least 1, not {size!r}')
+    if min_size is None and max_size is None:
+        size = usable_cpus() if pool_size is None else pool_size
+        return size, size
+    if pool_size is not None:
+        raise ValueError('pool_size fixes the size: leave it out, or leave out min_size and max_size')
+    least = 1 if min_size is None else min_size
+    most = max(least, usable_cpus()) if max_size is None else max_size
+    if least > most:
+        raise ValueError(f'min_size has to be at most max_size, but {least} is more than {most}')
+    return least, most
+
+
+def checked_worker_class(worker_class: Any) -> type[Worker[Any, Any]]:
+    '''TypeError unless it is a subclass of `Worker`.'''
+    if not (isinstance(worker_class, type) and issubclass(worker_class, Worker)):
+        raise TypeError(f'worker_class has to be a subclass of looppool.Worker, not {worker_class!r}')
+    return worker_class
 
 
 def make_launch(

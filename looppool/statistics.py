@@ -21,6 +21,7 @@ class MemberStatistics:
     :ivar credits: how many more tasks it would be sent now.
     :ivar bytes: pickled bytes of the tasks in flight.
     :ivar heartbeat: seconds since its loop last turned; None before it has.
+    :ivar name: its name, if it was spawned with one.
     '''
 
     number: int
@@ -35,22 +36,27 @@ class MemberStatistics:
     credits: int
     bytes: int
     heartbeat: float | None
+    name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    '''A pool and its workers, at one moment. The numbers are sums over the workers.
+    '''A pool and its workers, at one moment. The numbers are sums over all workers, those that have left included.
 
     :ivar name: the pool's name.
     :ivar state: ``'new'``, ``'starting'``, ``'running'``, ``'stopping'``, ``'stopped'`` or ``'broken'``.
     :ivar waiting: how many wait in ``put`` or ``broadcast`` for credit.
+    :ivar size: how many workers it has, those with names not counted.
     :ivar members: one entry a worker, in the order of their numbers.
+    :ivar named: one entry for each worker with a name.
     '''
 
     name: str
     state: str
     waiting: int
+    size: int
     members: tuple[MemberStatistics, ...]
+    named: tuple[MemberStatistics, ...]
     restarts: int
     in_flight: int
     done: int

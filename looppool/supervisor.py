@@ -1,107 +1,57 @@
-'''`Supervisor`: starts a pool's workers, replaces those that die, and stops them.
+'''`Supervisor`: starts a pool's workers, replaces those that die, and recycles those that have done enough.
 
 1. A worker that dies is replaced at once, then with growing delays, until the restart budget is spent; then the pool
-   is broken. A worker that fails while the pool starts fails the start.
-2. Stopping is one way down: drain (workers that die meanwhile are still replaced), pill, and when the time is up
-   cancel, then SIGKILL. Killing is its last step alone. A broken pool goes the same last step.
-3. Whatever was accepted and will not run any more is told to the application.
+   is broken. A worker that fails while the pool starts fails the start. With ``restart='one_for_all'`` all others that
+   work are replaced along with it, which counts once.
+2. Recycling replaces a worker that has done nothing wrong: the process gets its pill and finishes what it was sent,
+   while the next one starts and takes what comes. At most one process of a worker is on its way out when the next
+   one starts.
+3. A member that leaves is not replaced once it has nothing to do; one that is doomed is not replaced at all.
 '''
 
 import asyncio
-import contextlib
 import copy
+import functools
 import logging
-import os
-import signal
-import weakref
-from collections.abc import Callable
-from datetime import timedelta
+import random
 from threading import get_ident
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from tornado.ioloop import IOLoop
 
 from .budget import RestartBudget
-from .calls import Verbs
 from .codec import check_encoded, encode, forget_bodies
-from .errors import LoopPoolError, PoolBroken, PoolClosed, WorkerStartError
-from .handlers import Handlers, current_handlers
-from .member import Member
+from .errors import LoopPoolError, PoolClosed, WorkerStartError
+from .lifecycle import CANCEL_GRACE, Lifecycle
+from .member import Blueprint, Link, Member
+from .process import Launch
 from .protocol import Parcel
-from .roster import Roster, Slot
+from .roster import Roster
 from .settings import Settings
-from .signals import unwatch, watch
 from .statistics import PoolStatistics
-from .window import Window
+from .worker import Worker, is_idempotent
 
-__all__ = ['END', 'Supervisor']
+__all__ = ['Supervisor', 'retries_of']
 
 _log: Final = logging.getLogger('looppool')
 
-_CANCEL_GRACE: Final = 1.0
-'''Seconds that workers get between cancel and SIGKILL.'''
-_DEFAULT: Final[Any] = object()
-END: Final[Any] = object()
-'''Behind the last result.'''
+_LIMITS_PERIOD: Final = 1.0
+'''Seconds between two looks at the age and the memory of the workers, where no age wants them more often.'''
 
 
-class Supervisor(Verbs):
-    '''What of a `Pool` concerns its workers and not what it is given to do.
+class Supervisor(Lifecycle):
+    '''What of a `Pool` concerns the processes of its workers.'''
 
-    :ivar state: ``'new'``, ``'starting'``, ``'running'``, ``'stopping'``, ``'stopped'`` or ``'broken'``.
-    :ivar members: one `Member` a worker, by number.
-    :ivar ioloop: the Tornado loop that the pool lives on; None before it is started, if none was given.
-    :ivar changed: set whenever something has happened that a start or a stop may wait for.
-    :ivar draining: whether a stop waits for results to be done.
-    '''
-
-    process_message: Callable[[Any, Callable[[], None]], Any]
-    process_failure: Callable[[Any, BaseException], Any]
-
-    def __init__(self, settings: Settings, distribution: str, options: dict[str, Any], ioloop: IOLoop | None) -> None:
-        if ioloop is not None and not isinstance(ioloop, IOLoop):
-            raise TypeError(f'ioloop has to be a tornado.ioloop.IOLoop or None, not {ioloop!r}')
-        self.settings = settings
-        self.name = settings.name
-        self.state = 'new'
-        self.ioloop = ioloop
-        self.changed = asyncio.Event()
-        self.draining = False
-        self.handlers = Handlers(self.name, self.changed)
-        windows = [Window(settings.task_window, settings.window_bytes) for _ in range(settings.pool_size)]
-        self._roster = Roster([Slot(number, window) for number, window in enumerate(windows)], distribution)
-        self.members = tuple(Member(self, slot) for slot in self._roster.slots)
+    def __init__(self, settings: Settings, roster: Roster, options: dict[str, Any], ioloop: IOLoop | None) -> None:
+        super().__init__(settings, roster, ioloop)
         self._options = options
-        self._budget = RestartBudget(settings.max_restarts, settings.restart_window)
-        self._results: asyncio.Queue[Any] = asyncio.Queue()
-        '''Results that nobody has taken yet, each with its `result_done`.'''
-        self._thread: int | None = None
-        self._accepting = False
-        self._supervising = True
-        self._abandoned = False
-        self._reason = 'was not started: await pool.start() first'
-        self.untold = 0
-        '''Tasks that ended with the pool, and about which the log has said nothing.'''
-        self._given_up = ''
-        '''Why no worker is replaced any more.'''
-        self._cause: BaseException | None = None
+        self._budget = RestartBudget(
+            settings.max_restarts, settings.restart_window, settings.restart_delay, settings.max_restart_delay
+        )
         self._lost_with: object = None
         '''The last fork server whose death was paid for.'''
-        self._closed = asyncio.Event()
-        self._closing: asyncio.Task[None] | None = None
-        _pools.add(self)
-        self._signals: tuple[int, ...] = ()
-        self._signum: int | None = None
-
-    def __repr__(self) -> str:
-        return f'<{type(self).__name__} {self.name!r}: {self.state}, {len(self.members)} workers>'
-
-    def _disown(self) -> None:
-        '''In a forked child: the pool is the parent's. Nothing here puts to its workers, stops them or kills them.'''
-        self._accepting = self._supervising = False
-        self.state, self._reason = 'stopped', 'belongs to the process that this one was forked from'
-        self._closed.set()
+        self._past = dict.fromkeys(_PAST, 0)
+        '''What members that have left had counted.'''
 
     # Starting
 
@@ -116,13 +66,13 @@ class Supervisor(Verbs):
             raise PoolClosed(self.name, f'can be started only once, and it is {self.state}: make a new Pool')
         self._adopt_running_loop()
         forget_bodies()
-        self.encoded_worker = encode((self.settings.worker_class, self._options))
-        check_encoded(self.encoded_worker, self.settings.max_message_bytes)
+        blueprint = self._blueprint(self.settings.worker_class, self._options, self.settings.launch)
         self.state = 'starting'
         self._reason = 'is still starting: await pool.start() first'
         try:
             for member in self.members:
-                member.start()
+                member.blueprint = blueprint
+                self._start(member)
             while not all(member.state == 'ready' for member in self.members):
                 await self._change()
                 self._raise_start_error()
@@ -132,6 +82,16 @@ class Supervisor(Verbs):
         self.state = 'running'
         self._accepting = True
         self._watch_heartbeats()
+        self._watch_limits()
+
+    def _blueprint(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any], launch: Launch) -> Blueprint:
+        encoded = encode((worker_class, options))
+        check_encoded(encoded, self.settings.max_message_bytes)
+        return Blueprint(launch, encoded, retries_of(worker_class, self.settings.retries))
+
+    def _start(self, member: Member) -> None:
+        member.start()
+        self._tell('started', member)
 
     def _adopt_running_loop(self) -> None:
         running = IOLoop.current()
@@ -141,48 +101,21 @@ class Supervisor(Verbs):
         self.asyncio_loop = asyncio.get_running_loop()
         self._thread = get_ident()
 
-    async def _change(self) -> None:
-        '''Wait until something about a member or a task has changed.'''
-        self.changed.clear()
-        await self.changed.wait()
-
     def _raise_start_error(self) -> None:
         if self._cause is not None:
             raise self._cause
         if self.state != 'starting':
             raise self._closed_error(self._given_up, None)
 
-    def _refusal(self) -> LoopPoolError:
-        '''Why the pool takes nothing.'''
-        return self._closed_error(self._reason, None)
-
-    def _closed_error(self, reason: str, started: bool | None) -> LoopPoolError:
-        if self.state == 'broken':
-            return PoolBroken(self.name, self._budget.limit, self._budget.window, self._cause, started=started)
-        return PoolClosed(self.name, reason, started=started)
-
-    def check_thread(self, method: str, instead: str = '') -> None:
-        '''RuntimeError if this is not the thread of the pool's loop.'''
-        if self._thread not in (None, get_ident()):
-            instead = instead or f'ioloop.add_callback(pool.{method}, ...)'
-            raise RuntimeError(
-                f'pool {self.name!r} was used from another thread than that of its loop: use pool.{instead}'
-            )
-
     # What the members tell
-
-    def _fail(self, member: Member, parcel: Parcel, error: BaseException) -> None:
-        member.failed += 1
-        call = parcel[1].call
-        if call is not None:
-            call.on_error(error)
-            return
-        self.handlers.fail(self.process_failure, parcel[0], error)
 
     def member_ready(self, member: Member) -> None:
         member.state = 'ready'
+        member.fresh = False
+        self._draw_limits(member)
         self._roster.open(member.slot)
         member.send_backlog()
+        self._tell('ready', member)
         self.changed.set()
 
     def tasks_ended(self, member: Member, size: int, count: int) -> None:
@@ -195,35 +128,74 @@ class Supervisor(Verbs):
         self.changed.set()
         self._fail(member, parcel, error)
 
-    def member_exited(self, member: Member) -> None:
-        '''The member's process is gone, and its link was read to the end.'''
-        assert member.link is not None
-        link = member.link
+    def member_exited(self, member: Member, link: Link) -> None:
+        '''A process of the member is gone, and its link was read to the end.'''
         error = link.error()
-        owed = member.bury()
+        current = link is member.link
+        owed = member.bury(link)
         self.changed.set()
         if self.state == 'starting':
             self._cause = self._cause or error
             return
-        if not link.said_bye and not link.dismissed:
-            self._log_death(error)
-        if self._supervising:
-            self._replace(member, owed, error, link.process.lost_with)
-        else:
+        if not link.said_bye:
+            self._tell('died', member, pid=link.process.pid, cause=error)
+            if not link.dismissed:
+                self._log_death(error)
+        if not self._supervising:
             self._give_up(member, owed)
+        elif member.doomed or (current and member.fresh):
+            self._lose(member, owed, error)
+        else:
+            self._take_over(member, link, owed, error, current)
 
     def _log_death(self, error: LoopPoolError) -> None:
         # Its stderr was passed on when it was written: what the log needs is how it ended.
         _log.warning('pool %r: %s', self.name, str(error).partition('\n')[0])
 
-    def _replace(
-        self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError, lost_with: object
+    # Replacing
+
+    def _take_over(
+        self, member: Member, link: Link, owed: list[tuple[Parcel, bool]], error: LoopPoolError, current: bool
     ) -> None:
-        failed, moved_to = self._roster.bury(member.slot, owed)
+        '''See that what a dead process owed is run, and that it is replaced, if it was not already.'''
+        deliberate = link.dismissed or link.said_bye
+        if current and not deliberate and not member.leaving and self.settings.restart == 'one_for_all':
+            self._take_down_others(member)
+        self._bequeath(member, owed, error, current=current)
+        if member.slot.open:
+            member.send_backlog()
+        elif member.leaving and not member.slot.window.used:
+            pass  # There is nothing left to do for another one.
+        elif not current:
+            if member.may_restart:
+                member.restart_later(0.0, self._start_again)
+        elif deliberate:
+            self._start_after(0.0, member)
+        else:
+            self._replace(member, error, link.process.lost_with)
+
+    def _bequeath(
+        self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError, *, current: bool
+    ) -> None:
+        '''Hand on what had not started, and fail what may have run.'''
+        failed, moved_to = (self._roster.bury if current else self._roster.take_back)(member.slot, owed)
         for slot in moved_to:
-            self.members[slot.number].send_backlog()
+            # One that was recycled by the first of them leaves the rest to its next process.
+            if slot.open:
+                self.members[slot.number].send_backlog()
         for parcel in failed:
             self._fail(member, parcel, _with_fate(error, started=True))
+
+    def _take_down_others(self, member: Member) -> None:
+        others = [other for other in self.everybody() if other is not member and other.state == 'ready']
+        others = [other for other in others if not other.leaving]
+        for other in others:
+            # First of all, so that nothing moves to a worker that is about to be killed.
+            other.close()
+        for other in others:
+            other.dismiss(f"worker {member.slot.address} died, and restart='one_for_all'")
+
+    def _replace(self, member: Member, error: LoopPoolError, lost_with: object) -> None:
         if lost_with is not None and lost_with is self._lost_with:
             # All workers died with one fork server: that is one accident, and the first of them has paid for it.
             self._start_after(0.0, member)
@@ -241,235 +213,140 @@ class Supervisor(Verbs):
     def _start_after(self, delay: float, member: Member) -> None:
         member.restarts += 1
         member.restart_later(delay, self._start_again)
+        self._tell('restarted', member)
 
     def _start_again(self, member: Member) -> None:
         try:
-            member.start()
+            self._start(member)
         except WorkerStartError as error:
             self._log_death(error)
             self._restart(member, error)
 
-    def _give_up(self, member: Member, owed: list[tuple[Parcel, bool]]) -> None:
-        '''Fail all that the member had accepted; nobody will run it any more.'''
-        waiting = [(parcel, False) for parcel in member.slot.backlog]
-        member.slot.backlog.clear()
-        for parcel, started in owed + waiting:
-            member.slot.window.give(len(parcel[0]), 1)
-            self._fail(member, parcel, self._closed_error(self._given_up, started))
+    def _lose(self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError) -> None:
+        '''Nobody comes in the place of this member: what it had goes where it can, and fails where it can't.'''
+        slot = member.slot
+        owed = owed + [(parcel, False) for parcel in slot.backlog]
+        slot.backlog.clear()
+        self._bequeath(member, owed, error, current=True)
+        for data, terms in slot.backlog:
+            self._roster.release(slot, len(data))
+            self._fail(member, (data, terms), _with_fate(error, started=False))
+        slot.backlog.clear()
+        # A permit may have been given that is not used yet.
+        slot.deliver = functools.partial(self._lose_late, member, error)
+
+    def _lose_late(self, member: Member, error: LoopPoolError, parcel: Parcel) -> None:
+        member.slot.backlog.append(parcel)
+        self._lose(member, [], error)
 
     def _watch_heartbeats(self) -> None:
         timeout = self.settings.heartbeat_timeout
         if timeout is None or self.state not in ('running', 'stopping'):
             return
-        for member in self.members:
-            age = member.heartbeat_age()
-            if member.link and member.state in ('ready', 'stopping') and age is not None and age > timeout:
-                member.link.kill(f'its loop has not turned for {age:.1f} s')
+        for member in self.everybody():
+            for link in member.running:
+                age = link.heartbeat_age()
+                if link.was_ready and age is not None and age > timeout:
+                    link.kill(f'its loop has not turned for {age:.1f} s')
         self.asyncio_loop.call_later(timeout / 4, self._watch_heartbeats)
 
-    # Stopping
+    # Recycling
 
-    async def stop(self, timeout: float | timedelta | None = _DEFAULT) -> None:
-        '''Take nothing new, let every accepted task end, then let the workers finalise and exit.
-
-        It may be called again, while the pool starts, or from a handler. Those who wait in `put` get `PoolClosed`.
-        If it is cancelled, the workers are killed.
-
-        :param timeout: seconds (or a timedelta) until what still runs is cancelled; a second later it is killed.
-            Default: `stop_timeout`; None: no limit.
-        :raises ValueError: `timeout` is no time.
-        '''
-        self.check_thread('stop')
-        seconds = self.settings.stop_timeout if timeout is _DEFAULT else _seconds(timeout)
-        if self.state == 'starting':
-            self._abandon('was stopped while it started')
-        await self._close(seconds)
-
-    async def kill(self) -> None:
-        '''End the workers at once with SIGKILL; every task that has not ended fails with `PoolClosed`.'''
-        self.check_thread('kill')
-        self._abandon('was killed')
-        await self._close(None)
-
-    async def join(self) -> int | None:
-        '''Wait until the pool has stopped.
-
-        :returns: the signal that stopped it (see `stop_on_signals`), or None.
-        :raises PoolBroken: it broke.
-        '''
-        await self._closed.wait()
-        if self.state == 'broken':
-            raise self._refusal()
-        return self._signum
-
-    def stop_on_signals(self, *signals: int) -> None:
-        '''Stop when this process gets one of `signals`; a second one kills. For the main thread, when started.
-
-        Default: SIGTERM and SIGINT. Await `join`, which tells the signal, and exit with ``128 + signal``.
-        The handlers are removed when the pool has stopped.
-        '''
-        if self._thread is None or self._closed.is_set():
-            raise self._refusal()
-        self._unwatch_signals()
-        self._signals = tuple(set(signals)) or (signal.SIGTERM, signal.SIGINT)
-        for signum in self._signals:
-            watch(self.asyncio_loop, signum, self._on_signal)
-
-    def _unwatch_signals(self) -> None:
-        for signum in self._signals:
-            unwatch(self.asyncio_loop, signum, self._on_signal)
-        self._signals = ()
-
-    def _on_signal(self, signum: int) -> None:
-        if self._signum is not None:
-            self._abandon(f'was killed by a second signal ({signal.Signals(signum).name})')
-        self._signum = self._signum or signum
-        self._begin_to_close(self.settings.stop_timeout)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await (self.stop() if error is None else self.kill())
-
-    async def _close(self, timeout: float | None) -> None:
-        if self._thread is None:
-            if self.state == 'new':
-                self.state, self._reason = 'stopped', 'was stopped before it was started'
-                self._results.put_nowait((END, None))
-                self._closed.set()
+    def _draw_limits(self, member: Member) -> None:
+        '''Decide how long the member's new process may live. Workers with names are kept: they may have a state.'''
+        if member.name is not None:
             return
-        self._begin_to_close(timeout)
-        if current_handlers.get() is self.handlers:
-            self.handlers.stoppers += 1
-            self.changed.set()
-        try:
-            while not self._closed.is_set():
-                self._begin_to_close(timeout)
-                assert self._closing is not None
-                await asyncio.wait([self._closing])
-        except BaseException:
-            self._abandon('was killed, as its stop was cancelled')
-            raise
+        settings = self.settings
+        share = 1 - settings.recycle_jitter * random.random()
+        if settings.max_tasks_per_worker is not None:
+            member.given = 0
+            member.last_task = max(1, round(settings.max_tasks_per_worker * share))
+        if settings.max_age is not None:
+            member.expires = self.asyncio_loop.time() + settings.max_age * share
 
-    def _begin_to_close(self, timeout: float | None) -> None:
-        # The task may have been cancelled with all others of the loop: then it is begun again.
-        if self._closing is None or (self._closing.done() and not self._closed.is_set()):
-            self._closing = asyncio.Task(self._shut_down(timeout), loop=self.asyncio_loop)
-
-    async def _shut_down(self, timeout: float | None) -> None:
-        deadline = None if timeout is None else self.asyncio_loop.time() + timeout
-        if self._supervising:
-            self._refuse_more('is stopping')
-        self.draining = True
-        try:
-            await self._until(self._is_drained, deadline)
-            await self._stop_members(deadline)
-            await self._until(self._is_quiet, deadline)
-        finally:
-            self._abandon('was stopped before the task ended')
-        await self._until(self._is_empty, None)
-        self._finish()
-
-    async def _stop_members(self, deadline: float | None) -> None:
-        drained = self._is_drained()
-        self._give_up_supervising('was stopped before the task ended')
-        for member in self.members:
-            member.cancel_restart()
-            if not drained:
-                member.cancel()
-            member.pill()
-        grace = self.asyncio_loop.time() + _CANCEL_GRACE
-        await self._until(self._is_empty, max(deadline, grace) if drained and deadline else deadline and grace)
-
-    def _is_drained(self) -> bool:
-        '''Whether every task has ended, or nobody will end the rest.'''
-        return not self._supervising or not any(slot.window.used for slot in self._roster.slots)
-
-    def _is_quiet(self) -> bool:
-        '''Whether the handlers are done with all that has come.'''
-        if self._abandoned:
-            return True
-        # A handler that itself waits for this stop can't end before it, and nor can its result.
-        stoppers = self.handlers.stoppers
-        pending = sum(member.results_pending for member in self.members) - self._results.qsize()
-        return pending <= stoppers and self.handlers.running <= stoppers and not self.handlers.untold
-
-    def _is_empty(self) -> bool:
-        '''Whether every process is gone and all that came from them was taken up.'''
-        return all(member.link is None and not member.unread for member in self.members)
-
-    async def _until(self, condition: Callable[[], bool], deadline: float | None) -> None:
-        '''Wait until `condition` holds or the loop's clock has reached `deadline`.'''
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                while not condition():
-                    await self._change()
-
-    def _give_up_supervising(self, reason: str) -> None:
-        if self._supervising:
-            self._supervising = False
-            self._given_up = reason
-
-    def _refuse_more(self, reason: str, state: str = 'stopping') -> None:
-        self._accepting = False
-        self.state = state
-        self._reason = reason
-        self._roster.dismiss_waiters(self._refusal())
-
-    def _abandon(self, reason: str, state: str = 'stopping') -> None:
-        '''Kill what there is, and replace nothing any more.'''
-        if self.state in ('stopped', 'broken', 'new'):
+    def _watch_limits(self) -> None:
+        max_age, max_rss = self.settings.max_age, self.settings.max_rss
+        if (max_age is None and max_rss is None) or self.state not in ('running', 'stopping'):
             return
-        self._abandoned = True
-        self._give_up_supervising(reason)
-        self._refuse_more('is stopping', state)
+        now = self.asyncio_loop.time()
         for member in self.members:
-            member.cancel_restart()
-            member.dismiss(f'the pool {self._given_up}')
-        self.changed.set()
+            if member.state == 'ready' and now >= member.expires:
+                self.recycle(member, f'it is older than {max_age:g} s')
+            elif member.state == 'ready' and max_rss is not None and member.pid is not None:
+                rss = _resident(member.pid)
+                if rss > max_rss:
+                    self.recycle(member, f'it uses {rss:,} bytes of memory')
+        period = _LIMITS_PERIOD if max_age is None else min(_LIMITS_PERIOD, max_age / 4)
+        self.asyncio_loop.call_later(period, self._watch_limits)
 
-    def _break(self, cause: LoopPoolError) -> None:
-        self._cause = cause
-        self._abandon('is broken', 'broken')
-        _log.error('%s', self._refusal())
-        self._begin_to_close(None)
+    def recycle(self, member: Member, reason: str, timeout: float | None = None) -> Link | None:
+        '''Replace the member's process by a new one, after the end of its lease if it has one.
 
-    def _finish(self) -> None:
-        self._unwatch_signals()
-        if self.state != 'broken':
-            self.state, self._reason = 'stopped', 'has stopped'
-        for member in self.members:
-            member.state = 'stopped'
-            self._give_up(member, [])
-        # Behind the failures that are still to be told.
-        self.asyncio_loop.call_soon(self._tell_the_end)
+        :param reason: for the log.
+        :param timeout: seconds until what the old process still runs is cancelled; a second later it is killed.
+        :returns: the old process, which finishes what it has; None if there is none that is ready.
+        '''
+        if member.state != 'ready' or member.leaving or not self._supervising:
+            return None
+        if member.slot.lease is not None:
+            member.due = reason
+            return None
+        member.due = ''
+        pid = member.pid
+        link = member.retire()
+        _log.info('pool %r: worker %s (pid %s) is recycled: %s', self.name, member.slot.address, pid, reason)
+        self._tell('recycled', member, pid=pid)
+        if member.may_restart:
+            member.restart_later(0.0, self._start_again)
+        if timeout is not None:
+            self._run_errand(self._see_out(link, self.asyncio_loop.time() + timeout))
+        return link
 
-    def _tell_the_end(self) -> None:
-        if self.untold:
-            _log.error('pool %r %s: %d tasks had not ended', self.name, self._given_up, self.untold)
-        self._results.put_nowait((END, None))
-        self._closed.set()
+    async def _see_out(self, link: Link, deadline: float | None) -> None:
+        '''Wait until a process that finishes what it has is gone; past the deadline, cancel, then kill.'''
+        await self._until(lambda: link.buried, deadline)
+        if not link.buried:
+            link.end.cancel()
+            await self._until(lambda: link.buried, self.asyncio_loop.time() + CANCEL_GRACE)
+        if not link.buried:
+            link.dismissed = True
+            link.kill('it was stopped, and its time was up')
+
+    # What it tells
 
     def statistics(self) -> PoolStatistics:
         '''What the pool knows of itself and its workers now.'''
-        members = tuple(member.statistics() for member in self.members)
+        members, named, leaving = (
+            tuple(member.statistics() for member in group)
+            for group in (self.members, self.named.values(), self._leaving)
+        )
         sums = {
-            field: sum(getattr(member, field) for member in members)
-            for field in ('restarts', 'in_flight', 'done', 'failed', 'results', 'results_pending', 'credits', 'bytes')
+            field: sum(getattr(member, field) for member in (*members, *named, *leaving)) + self._past.get(field, 0)
+            for field in (*_PAST, 'in_flight', 'results_pending', 'credits', 'bytes')
         }
-        return PoolStatistics(self.name, self.state, self._roster.waiting, members, **sums)
+        return PoolStatistics(
+            self.name, self.state, self._roster.waiting, len(members), members=members, named=named, **sums
+        )
 
 
-def _seconds(timeout: object) -> float | None:
-    if isinstance(timeout, timedelta):
-        timeout = timeout.total_seconds()
-    if timeout is None or (isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout >= 0):
-        return timeout
-    raise ValueError(f'timeout has to be a number of seconds, a timedelta or None, not {timeout!r}')
+_PAST: Final = ('restarts', 'done', 'failed', 'results')
+'''What a pool counts of all the workers that it ever had.'''
+
+
+def retries_of(worker_class: type, retries: int) -> int:
+    '''How often a task of such a worker that may have run is run again.'''
+    marked = is_idempotent(worker_class) or is_idempotent(getattr(worker_class, '_process_message', None))
+    return max(retries, 1) if marked else retries
+
+
+def _resident(pid: int) -> int:
+    '''The memory that a process uses now, in bytes; 0 if it is gone.'''
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def _with_fate(error: LoopPoolError, *, started: bool) -> LoopPoolError:
@@ -477,14 +354,3 @@ def _with_fate(error: LoopPoolError, *, started: bool) -> LoopPoolError:
     told = copy.copy(error)
     told.__dict__['started'] = started
     return told
-
-
-_pools: Final[weakref.WeakSet[Supervisor]] = weakref.WeakSet()
-
-
-def _disown_pools() -> None:
-    for pool in list(_pools):
-        pool._disown()
-
-
-os.register_at_fork(after_in_child=_disown_pools)

@@ -23,7 +23,10 @@ LAYERS = {
         'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
         'worker', 'workermain',
     ),
-    2: ('settings', 'statistics', 'calls', 'handlers', 'member', 'supervisor', 'pool'),
+    2: (
+        'settings', 'statistics', 'events', 'calls', 'handlers', 'member', 'lifecycle', 'supervisor', 'elastic',
+        'lease', 'pool',
+    ),
 }
 '''Every other module is optional: layer 3.'''
 

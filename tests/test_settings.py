@@ -18,15 +18,24 @@ from looppool.settings import Settings, make_launch, usable_cpus
 
 GOOD: dict[str, Any] = {
     'worker_class': looppool.Worker,
-    'pool_size': 2,
+    'min_size': 2,
+    'max_size': 2,
+    'idle_ttl': 60.0,
     'max_tasks': 10,
     'max_results': 10,
     'max_bytes': 1000,
     'max_message_bytes': 1000,
     'name': 'pool',
     'retries': 0,
+    'restart': 'one_for_one',
     'max_restarts': 3,
     'restart_window': 5.0,
+    'restart_delay': 0.05,
+    'max_restart_delay': 5.0,
+    'max_tasks_per_worker': None,
+    'max_rss': None,
+    'max_age': None,
+    'recycle_jitter': 0.0,
     'concurrency': None,
     'start_timeout': 30.0,
     'stop_timeout': 5.0,
@@ -36,10 +45,19 @@ GOOD: dict[str, Any] = {
     'launch': make_launch(looppool.Worker, 'spawn', None, None, (), (), None),
 }
 
-AT_LEAST_ONE = ['pool_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency']
+AT_LEAST_ONE = [
+    'pool_size', 'min_size', 'max_size', 'max_tasks', 'max_results', 'max_bytes', 'max_message_bytes', 'concurrency',
+    'max_tasks_per_worker', 'max_rss',
+]  # fmt: skip
 AT_LEAST_ZERO = ['retries', 'max_restarts']
-SECONDS = ['restart_window', 'start_timeout', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout', 'cancel_grace']
-MAY_BE_NONE = ['pool_size', 'concurrency', 'stop_timeout', 'blocking_threshold', 'heartbeat_timeout']
+SECONDS = [
+    'idle_ttl', 'restart_window', 'restart_delay', 'max_restart_delay', 'max_age', 'start_timeout', 'stop_timeout',
+    'blocking_threshold', 'heartbeat_timeout', 'cancel_grace',
+]  # fmt: skip
+MAY_BE_NONE = [
+    'pool_size', 'min_size', 'max_size', 'idle_ttl', 'concurrency', 'max_tasks_per_worker', 'max_rss', 'max_age',
+    'stop_timeout', 'blocking_threshold', 'heartbeat_timeout',
+]  # fmt: skip
 
 quick = hypothesis_settings(deadline=None)
 
@@ -135,7 +153,7 @@ def test_none_is_taken_where_it_means_something(name: str) -> None:
     looppool.Pool(**{name: None})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize('name', AT_LEAST_ONE + AT_LEAST_ZERO)
+@pytest.mark.parametrize('name', AT_LEAST_ONE[1:] + AT_LEAST_ZERO)
 def test_the_least_is_taken(name: str) -> None:
     assert getattr(make(**{name: 1}), name) == 1
 
@@ -160,7 +178,43 @@ def test_folders_may_be_paths(tmp_path: Path) -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        make().pool_size = 3  # type: ignore[misc]
+        make().max_size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize('jitter', [-0.1, 1, 1.5, True, None, 'some', float('nan')])
+def test_jitter_is_a_fraction(jitter: Any) -> None:
+    refused('recycle_jitter', jitter)
+
+
+def test_another_way_to_restart_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"restart has to be one of one_for_one, one_for_all, not 'all'"):
+        looppool.Pool(restart='all')
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'made'),
+    [
+        ({'pool_size': 3}, (3, 3)),
+        ({'max_size': 3}, (1, 3)),
+        ({'min_size': 2, 'max_size': 3}, (2, 3)),
+        ({'min_size': 500}, (500, 500)),
+    ],
+)
+def test_the_sizes_of_a_pool(sizes: dict[str, int], made: tuple[int, int]) -> None:
+    settings = looppool.Pool(**sizes).settings  # type: ignore[arg-type]
+
+    assert (settings.min_size, settings.max_size) == made
+
+
+@pytest.mark.parametrize('sizes', [{'pool_size': 2, 'max_size': 3}, {'min_size': 3, 'max_size': 2}])
+def test_sizes_that_contradict_each_other_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match='min_size'):
+        looppool.Pool(**sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(('concurrency', 'busy'), [(None, 5), (3, 3), (50, 5)])
+def test_a_worker_is_busy_with_its_concurrency_or_its_window(concurrency: int | None, busy: int) -> None:
+    assert make(concurrency=concurrency).busy == busy
 
 
 # What follows
@@ -173,7 +227,7 @@ def test_there_are_as_many_workers_as_usable_cpus() -> None:
 @quick
 @given(st.integers(1, 64), st.integers(1, 10_000))
 def test_the_shares_of_all_workers_keep_to_the_bound(pool_size: int, bound: int) -> None:
-    made = make(pool_size=pool_size, max_tasks=bound, max_results=bound, max_bytes=bound)
+    made = make(max_size=pool_size, max_tasks=bound, max_results=bound, max_bytes=bound)
 
     for share in (made.task_window, made.result_window, made.window_bytes):
         assert share == max(1, bound // pool_size)
