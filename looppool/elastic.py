@@ -84,7 +84,9 @@ class Elastic(Supervisor):
 
     def member_ready(self, member: Member) -> None:
         super().member_ready(member)
-        self._look_again()
+        # Copies of retained broadcasts alone do not make a new worker busy.
+        if member.slot.window.used > len(self._roster.retained):
+            self._look_again()
 
     def _on_busy(self) -> None:
         # From the loop: starting a process takes milliseconds, and whoever puts should not wait for that.

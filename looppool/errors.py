@@ -147,18 +147,22 @@ class WorkerStartError(LoopPoolError):
     :ivar pid: its process id, if it had one.
     :ivar reason: what went wrong.
     :ivar stderr: the last lines that the process wrote to stderr.
+    :ivar name: the worker's name, if it has one.
     '''
 
-    def __init__(self, number: int, pid: int | None, reason: str, stderr: str = '') -> None:
+    def __init__(
+        self, number: int, pid: int | None, reason: str, stderr: str = '', *, name: str | None = None
+    ) -> None:
         super().__init__(number, pid, reason)
         self.number = number
         self.pid = pid
         self.reason = reason
         self.stderr = stderr
+        self.name = name
 
     def __str__(self) -> str:
         return (
-            f'worker {self.number} (pid {self.pid}) did not start: {self.reason}. '
+            f'worker {self.name or self.number} (pid {self.pid}) did not start: {self.reason}. '
             f'Mend the cause, then start a new pool.{_last_lines(self.stderr)}'
         )
 
@@ -172,6 +176,7 @@ class WorkerDied(LoopPoolError):
     :ivar started: ``True`` if the task may have run, ``False`` if it had surely not started.
     :ivar reason: why looppool itself killed it, or ``''``.
     :ivar stderr: the last lines that the process wrote to stderr.
+    :ivar name: the worker's name, if it has one.
     '''
 
     def __init__(
@@ -183,6 +188,7 @@ class WorkerDied(LoopPoolError):
         started: bool | None = None,
         reason: str = '',
         stderr: str = '',
+        name: str | None = None,
     ) -> None:
         super().__init__(number, pid, exitcode)
         self.number = number
@@ -191,6 +197,7 @@ class WorkerDied(LoopPoolError):
         self.started = started
         self.reason = reason
         self.stderr = stderr
+        self.name = name
 
     @property
     def signal(self) -> str | None:
@@ -211,9 +218,8 @@ class WorkerDied(LoopPoolError):
 
     def __str__(self) -> str:
         why = f' ({self.reason})' if self.reason else ''
-        return (
-            f'worker {self.number} (pid {self.pid}) {self.how}{why}.{_FATE[self.started]}{_last_lines(self.stderr)}'
-        )
+        who = f'worker {self.name or self.number} (pid {self.pid})'
+        return f'{who} {self.how}{why}.{_FATE[self.started]}{_last_lines(self.stderr)}'
 
 
 class RemoteError(LoopPoolError):

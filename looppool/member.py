@@ -139,7 +139,7 @@ class Link:
         self.said_bye = True
 
     def _note(self) -> str:
-        return f'raised in worker {self.member.number} (pid {self.process.pid}) of pool {self._pool.name!r}'
+        return f'raised in worker {self.member.slot.address} (pid {self.process.pid}) of pool {self._pool.name!r}'
 
     # Calls
 
@@ -252,7 +252,7 @@ class Link:
             self._pool.handlers.result_failed(error)
 
     def _log_failure(self) -> None:
-        _log.exception('a result of worker %d could not be processed', self.member.number)
+        _log.exception('a result of worker %s could not be processed', self.member.slot.address)
 
     def _receipt(self, size: int) -> Callable[[], None]:
         '''A function that, called once, gives back the credit of a result of `size` bytes.'''
@@ -321,14 +321,18 @@ class Link:
         '''What the process's end means.'''
         number, process = self.member.number, self.process
         died = WorkerDied(
-            number, process.pid, process.exitcode, started=started, reason=self.fault, stderr=process.stderr_end()
-        )
+            number, process.pid, process.exitcode, started=started, reason=self.fault, stderr=process.stderr_end(),
+            name=self.member.name,
+        )  # fmt: skip
         if self.was_ready:
             return died
         if self.start_error is None:
-            return WorkerStartError(number, process.pid, self.fault or died.how, process.stderr_end())
+            return WorkerStartError(
+                number, process.pid, self.fault or died.how, process.stderr_end(), name=self.member.name
+            )
         text = str(self.start_error).partition('\n')[0]
-        error = WorkerStartError(number, process.pid, f'it failed with {type(self.start_error).__name__}: {text}')
+        reason = f'it failed with {type(self.start_error).__name__}: {text}'
+        error = WorkerStartError(number, process.pid, reason, name=self.member.name)
         error.__cause__ = self.start_error
         return error
 
@@ -521,7 +525,8 @@ class Member(Verbs):
         try:
             self.link = Link(self)
         except OSError as error:
-            raise WorkerStartError(self.number, None, f'the system cannot start its process: {error}') from error
+            reason = f'the system cannot start its process: {error}'
+            raise WorkerStartError(self.number, None, reason, name=self.name) from error
 
     def restart_later(self, delay: float, start: Callable[['Member'], None]) -> None:
         self.state = 'restarting'

@@ -182,6 +182,7 @@ class Roster:
         self.everyone = list(dict.fromkeys(self._addresses.values()))
         self._ring = [slot for slot in self.slots if slot.lease is None] or [self._nobody]
         self._turn_after = {slot.number: (index + 1) % len(self._ring) for index, slot in enumerate(self._ring)}
+        self._from_least_turn = [self._ring[turn:] + self._ring[:turn] for turn in range(len(self._ring))]
         self._turn, self._least_turn = self._index_from(due), self._index_from(least_due)
 
     def _index_from(self, number: int) -> int:
@@ -209,13 +210,11 @@ class Roster:
 
     def _claim_addressed(self, size: int, number: Address) -> Slot | None:
         slot = self._addresses[number]
-        taken = (
-            slot.waiters
-            or slot.lease not in (None, number)
-            or (self._waiters and self._candidate() is slot)
-            or self._least_waits_for(slot)
-        )
-        return None if taken or not slot.window.try_take(size) else slot
+        if slot.waiters or (slot.lease is not None and slot.lease != number):
+            return None
+        if (self._waiters and self._candidate() is slot) or (self._least_waiters and self._least_waits_for(slot)):
+            return None
+        return slot if slot.window.try_take(size) else None
 
     def claim_least(self, size: int) -> Slot | None:
         '''Take a permit of the open slot with the fewest messages, ties in a round robin of its own.
@@ -225,14 +224,15 @@ class Roster:
         if self._least_waiters and _head(self._least_waiters):
             return None
         taken = self._candidate() if self._waiters else None
-        turn = self._least_turn
         best = None
-        for slot in self._ring[turn:] + self._ring[:turn]:
+        for slot in self._from_least_turn[self._least_turn]:
             window = slot.window
             if best is not None and window.used >= best.window.used:
                 continue
             if slot.open and slot is not taken and not slot.waiters and window.admits(size):
                 best = slot
+                if not window.used:
+                    break
         if best is not None:
             best.window.take(size)
             self._least_turn = self._turn_after[best.number]

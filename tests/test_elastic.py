@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,29 +29,37 @@ class FailsToStart(looppool.Worker[Any, Any]):
 # Growing and shrinking
 
 
-async def test_it_grows_while_every_worker_is_busy_and_shrinks_when_they_are_idle(context: str) -> None:
-    pool = ObservedPool(context=context, pool_size=None, min_size=1, max_size=3, concurrency=1, idle_ttl=0.1)
+async def test_it_grows_while_every_worker_is_busy_and_shrinks_when_they_are_idle(
+    context: str, tmp_path: Path
+) -> None:
+    flag = tmp_path / 'go'
+    pool = ObservedPool(
+        context=context, pool_size=None, min_size=1, max_size=3, concurrency=1, idle_ttl=0.5,
+        distribution='least_loaded',
+    )  # fmt: skip
     async with pool:
         await pool.broadcast(('remember', 'table'), retain='table')
         assert numbers(pool) == [0]
 
-        for name in 'abcd':
-            await pool.put(('hold', name))
-        await until(lambda: pool.statistics().size == 3 and all(m.state == 'ready' for m in pool.members))
-        assert await pool.result() == ('held', 'a')
-
+        for put, size in enumerate((2, 3, 3, 3)):
+            # The copies of what is retained are done.
+            await until(lambda put=put: pool.statistics().in_flight == put)
+            await pool.put(('hold_until', str(flag)))
+            await until(lambda size=size: len(pool.members) == size and pool.members[-1].state == 'ready')
+        assert [member.slot.window.used for member in pool.members] == [2, 1, 1]
         pool.put_nowait(('recall',), worker_num=2)
         pid = pool.members[2].pid
-        while (answer := await pool.result()) != (pid, ['table']):
-            assert answer[0] in ('held', 'released')
-        for name in 'abcd':
-            await pool.broadcast(('release', name))
+        flag.touch()
+        answers = await pool.take(9)
+        assert (answers.count('held'), answers.count('until')) == (4, 4)
+        assert (pid, ['table']) in answers, 'what is retained comes first'
         await until(lambda: numbers(pool) == [0] and not pool._leaving)
 
         assert pool.state == 'running'
         assert pool.members[0].state == 'ready'
         statistics = pool.statistics()
         assert (statistics.size, len(statistics.members), statistics.failed, statistics.restarts) == (1, 1, 0, 0)
+        assert statistics.done == 8
 
 
 async def test_a_put_that_finds_no_credit_has_the_pool_grow() -> None:
@@ -337,14 +346,15 @@ async def test_killing_a_worker_with_a_name_fails_all_that_it_has(context: str) 
         kitty = await pool.spawn('kitty')
         for order in (('stop_itself',), ('who', 'never')):
             kitty.put_nowait(order)
-        link = kitty.link
+        link, pid = kitty.link, kitty.pid
         await until(lambda: link and link.page.taken_up == 1)
 
         await kitty.kill()
 
         assert (pool.named, kitty.running) == ({}, [])
         failures = dict([await pool.failure(), await pool.failure()])
-        assert failures[('stop_itself',)].started is True
+        assert failures[('stop_itself',)].started is True and failures[('stop_itself',)].name == 'kitty'
+        assert str(failures[('stop_itself',)]).startswith(f'worker kitty (pid {pid}) was killed')
         assert failures[('who', 'never')].started is False
         await until(lambda: not pool._leaving)
 

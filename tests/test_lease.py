@@ -203,7 +203,7 @@ async def test_a_leased_worker_leaves_when_its_lease_has_ended() -> None:
             shrinking = asyncio.create_task(pool.resize(1))
             await until(lambda: len(pool.members) == 1)
             await lease.put(('who', 'still mine'))
-            assert [value[-1] for value in await pool.take(2)] == ['it', 'still mine']
+            assert {value[-1] for value in await pool.take(2)} == {'it', 'still mine'}
             assert not shrinking.done()
         await shrinking
         assert lease.pid is None
