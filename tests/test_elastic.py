@@ -251,6 +251,7 @@ async def test_a_worker_with_a_name_gets_what_is_put_to_it_and_broadcasts(contex
         await kitty.put(('who', 'by its member'))
         kitty.put_nowait(('who', 'at once'))
         await pool.put(('who', 'by its name'), worker_num='kitty')
+        assert await kitty.call(os.getpid) == kitty.pid
         values = await pool.take(3)
         assert values == [(kitty.number, kitty.pid, how) for how in ('by its member', 'at once', 'by its name')]
 
@@ -269,7 +270,7 @@ async def test_a_worker_with_a_name_gets_what_is_put_to_it_and_broadcasts(contex
             pool.put_nowait(('who',), worker_num='tom')
         with pytest.raises(ValueError, match="not 'tom'"):
             pool.member('tom')
-    assert pool.statistics().done == 12
+    assert pool.statistics().done == 13
     assert kitty.state == 'stopped'
 
 

@@ -1,6 +1,7 @@
 '''A worker for one user alone, for every start method.'''
 
 import asyncio
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -219,3 +220,16 @@ async def test_a_reservation_is_good_for_one_lease() -> None:
             await reservation.__aenter__()
         with pytest.raises(ValueError, match='timeout has to be'):
             pool.reserve(-1)
+
+
+async def test_the_verbs_of_calls_go_to_the_leased_worker(context: str) -> None:
+    async with ObservedPool(context=context, pool_size=2) as pool:
+        async with pool.reserve() as lease:
+            assert await lease.call(os.getpid) == lease.pid
+            assert await pool.call(os.getpid) != lease.pid
+            stranger = asyncio.create_task(lease.member.call(os.getpid))
+            assert [item async for item in lease.stream(range, 3)] == [0, 1, 2]
+            assert not stranger.done()
+        assert await stranger == lease.pid
+        with pytest.raises(RuntimeError, match='the lease has ended'):
+            await lease.call(os.getpid)
