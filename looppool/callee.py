@@ -11,7 +11,7 @@ import contextvars
 import inspect
 import signal
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 from .child import INTERRUPT_SIGNAL
@@ -19,7 +19,7 @@ from .codec import check_encoded, decode, encode, pack_error
 from .errors import TaskInterrupted
 from .exchange import Exchange
 from .protocol import WorkerEnd
-from .runner import Runner, as_coroutine
+from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
 
 __all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'interruptible']
@@ -157,8 +157,12 @@ class _Watched:
             self._words[STEPPING] = 0
 
 
-def interruptible(words: Words) -> None:
-    '''Let the parent interrupt what runs here: for the main thread of a worker.'''
+def interruptible(words: Words, calls_tasks: CodeType) -> None:
+    '''Let the parent interrupt what runs here: for the main thread of a worker.
+
+    :param calls_tasks: the code that calls the handler of messages.
+    '''
+    _CALLS_TASKS.add(calls_tasks)
 
     def interrupt(_signum: int, frame: FrameType | None) -> None:
         wanted = words[INTERRUPT]
@@ -170,21 +174,21 @@ def interruptible(words: Words) -> None:
 
 
 def _is_users(frame: FrameType | None) -> bool:
-    '''Whether the code that runs may be interrupted where it is, and was called by a worker for a task.
+    '''Whether the code that runs is a task's, and may be interrupted where it is.
 
-    looppool and asyncio may not: their books must stay right. The parent tries again soon.
+    looppool and asyncio may not, nor what they call for themselves: their books must stay right. The parent tries again
+    soon.
     '''
-    if frame is None or _package(frame) in ('looppool', 'asyncio', 'selectors'):
+    if frame is None or _package(frame) in ('asyncio', 'selectors'):
         return False
-    while frame is not None:
-        if frame.f_globals.get('__name__') in _TASKS_ARE_CALLED_BY:
-            return True
+    while frame is not None and _package(frame) != 'looppool':
         frame = frame.f_back
-    return False
+    return frame is not None and frame.f_code in _CALLS_TASKS
 
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get('__name__', '')).partition('.')[0]
 
 
-_TASKS_ARE_CALLED_BY: Final = frozenset({__name__, 'looppool.workermain', 'looppool.runner'})
+_CALLS_TASKS: Final = {_Watched.run.__code__, Callee._answer_later.__code__, Callee._produce.__code__, *STEPS}
+'''What of looppool calls the code of tasks.'''

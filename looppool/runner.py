@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
 
-__all__ = ['Runner', 'as_coroutine']
+__all__ = ['STEPS', 'Runner', 'as_coroutine']
 
 SLICE: Final = 0.0005
 '''For how long first steps may go on before the loop turns, in seconds.'''
@@ -146,6 +146,10 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         if name.startswith(('cr_', '__name__', '__qualname__')) and self._coroutine is not None:
             return getattr(self._coroutine, name)
         raise AttributeError(name)
+
+
+STEPS: Final = (_Strand.send.__code__, _Strand.throw.__code__, _Strand._first_steps.__code__)
+'''What of this module calls the code of coroutines.'''
 
 
 def as_coroutine(outcome: Any) -> Steps | None:

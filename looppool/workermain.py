@@ -126,7 +126,7 @@ class WorkerMain:
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
         self._end = WorkerEnd(self, self._receive, self._channel.wake)
         self._callee = Callee(self.loop, self._end, self._words, self._forget)
-        interruptible(self._words)
+        interruptible(self._words, WorkerMain._handle.__code__)
         self._channel.open(self._end)
 
     # Starting
