@@ -8,7 +8,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -16,6 +16,7 @@ from . import callee
 from .codec import decode
 from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied
 from .exchange import Exchange
+from .mapping import mapped
 from .worker import is_idempotent
 
 if TYPE_CHECKING:
@@ -298,6 +299,37 @@ class Verbs:
         ``async with pool.open_stream(function) as stream:`` gives an `OpenStream`; the function gets the other side.
         '''
         return OpenStream(self, function, args, kwargs)
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        ordered: bool = True,
+        chunksize: int | None = None,
+        progress: Any = None,
+    ) -> AsyncGenerator[Any, None]:
+        '''Run a function for each item, in the workers: ``async for value in pool.map(function, items)``.
+
+        The items may be of any number; they are read as far ahead as keeps the workers busy. Left or cancelled, what is
+        under way is cancelled too.
+
+        :param items: a plain or an async iterable.
+        :param ordered: whether the values come in the order of the items, or as they are ready.
+        :param chunksize: how many items travel together; default: as many as take some milliseconds.
+        :param progress: something with ``update(1)``, such as a bar of tqdm, to be told of each value.
+        :raises ValueError: `chunksize` is less than 1.
+        :raises: as `call`, from the iteration; a note names the item whose error it is.
+        '''
+        if chunksize is not None and chunksize < 1:
+            raise ValueError(f'chunksize has to be at least 1, or None, not {chunksize!r}')
+        return mapped(
+            self.call, self._width, function, items, ordered=ordered, chunksize=chunksize, progress=progress
+        )
+
+    def _width(self) -> int:
+        '''How many workers share the calls.'''
+        return 1
 
 
 class in_thread(Generic[P, R]):

@@ -287,6 +287,9 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries
         return data, Terms(needs, retries=retries, call=call)
 
+    def _width(self) -> int:
+        return len(self.members)
+
     async def _accept(self, parcel: Parcel) -> None:
         data, terms = parcel
         slot = self._claim(parcel) or await self._permit(len(data), terms.number, least=terms.number is None)

@@ -24,8 +24,8 @@ LAYERS = {
         'worker', 'workermain',
     ),
     2: (
-        'settings', 'statistics', 'events', 'calls', 'handlers', 'member', 'lifecycle', 'supervisor', 'elastic',
-        'lease', 'pool',
+        'settings', 'statistics', 'events', 'mapping', 'calls', 'handlers', 'member', 'lifecycle', 'supervisor',
+        'elastic', 'lease', 'pool',
     ),
 }
 '''Every other module is optional: layer 3.'''

@@ -1,0 +1,132 @@
+'''`map`: a function over any number of items, in chunks that are calls.
+
+1. So many chunks are under way that each worker has one to run and one to go on with; no more is read from the items.
+2. The size of the chunks follows from how long an item takes: long enough to hide the way there and back, short enough
+   to leave the worker's loop and the others in peace.
+'''
+
+import asyncio
+import inspect
+import reprlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Final
+
+__all__ = ['mapped']
+
+_CHUNK_TIME: Final = 0.005
+'''What a chunk is to take in the worker, in seconds, if its size is to be found.'''
+_LARGEST_CHUNK: Final = 2048
+_GROWTH: Final = 4
+'''By how much a chunk may be larger than those before.'''
+
+Chunk = tuple[int, list[Any]]
+'''The index of the first item, and the items.'''
+
+
+async def run_chunk(function: Callable[..., Any], first: int, items: list[Any]) -> tuple[list[Any], float]:
+    '''In the worker: the values for a chunk, and the seconds that it took. Coroutines run side by side.'''
+    before = time.monotonic()
+    values = []
+    for index, item in enumerate(items, first):
+        try:
+            values.append(function(item))
+        except Exception as error:
+            _name(error, index, item)
+            raise
+    if values and inspect.isawaitable(values[0]):
+        named = zip(values, range(first, first + len(items)), items, strict=True)
+        values = await asyncio.gather(*[_named(*one) for one in named])
+    return values, time.monotonic() - before
+
+
+async def _named(awaitable: Any, index: int, item: Any) -> Any:
+    try:
+        return await awaitable
+    except Exception as error:
+        _name(error, index, item)
+        raise
+
+
+def _name(error: Exception, index: int, item: Any) -> None:
+    error.add_note(f'map: item {index}, {reprlib.repr(item)}')
+
+
+class _Source:
+    '''The items, of a plain or an async iterable, in chunks.'''
+
+    def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self._plain: Iterator[Any] | None = None
+        if isinstance(items, AsyncIterable):
+            self._later = aiter(items)
+        else:
+            self._plain = iter(items)
+        self._next = 0
+
+    async def take(self, size: int) -> Chunk:
+        '''The next chunk; an empty one behind the last.'''
+        items = []
+        if self._plain is not None:
+            items = list(islice(self._plain, size))
+        else:
+            while len(items) < size:
+                try:
+                    items.append(await anext(self._later))
+                except StopAsyncIteration:
+                    break
+        first, self._next = self._next, self._next + len(items)
+        return first, items
+
+
+async def mapped(
+    call: Callable[..., Any],
+    width: Callable[[], int],
+    function: Callable[..., Any],
+    items: Iterable[Any] | AsyncIterable[Any],
+    *,
+    ordered: bool,
+    chunksize: int | None,
+    progress: Any,
+) -> AsyncGenerator[Any, None]:
+    '''See `Verbs.map`.
+
+    :param call: makes a call.
+    :param width: how many workers there are to share the chunks.
+    '''
+    source, size, exhausted = _Source(items), chunksize or 1, False
+    taking: asyncio.Future[Chunk] | None = None
+    under_way: list[asyncio.Future[tuple[list[Any], float]]] = []
+    try:
+        while under_way or not exhausted:
+            if taking is None and not exhausted and len(under_way) <= 2 * width():
+                taking = asyncio.ensure_future(source.take(size))
+            candidates = under_way[:1] if ordered else list(under_way)
+            waited_for: list[asyncio.Future[Any]] = [*candidates, *([taking] if taking else [])]
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            if taking is not None and taking.done():
+                first, chunk = taking.result()
+                taking, exhausted = None, not chunk
+                if chunk:
+                    under_way.append(asyncio.ensure_future(call(run_chunk, function, first, chunk)))
+            for ended in candidates:
+                if ended.done():
+                    under_way.remove(ended)
+                    values, seconds = ended.result()
+                    if chunksize is None:
+                        size = _next_size(size, len(values), seconds)
+                    for value in values:
+                        yield value
+                        if progress is not None:
+                            progress.update(1)
+    finally:
+        rest: list[asyncio.Future[Any]] = [*under_way, *([taking] if taking else [])]
+        for future in rest:
+            future.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+
+def _next_size(size: int, count: int, seconds: float) -> int:
+    '''A chunk of `count` items has taken `seconds`: how many the next one is to have, if it was `size` so far.'''
+    fitting = int(_CHUNK_TIME / max(seconds / count, 1e-9))
+    return max(1, min(fitting, _GROWTH * max(size, count), _LARGEST_CHUNK))
