@@ -1,6 +1,6 @@
 '''`map`: a function over any number of items, in chunks that are calls.
 
-1. So many chunks are under way that each worker has one to run and one to go on with; no more is read from the items.
+1. So many chunks are under way that each worker has some to go on with; no more is read from the items.
 2. The size of the chunks follows from how long an item takes: long enough to hide the way there and back, short enough
    to leave the worker's loop and the others in peace.
 '''
@@ -18,6 +18,8 @@ __all__ = ['mapped']
 _CHUNK_TIME: Final = 0.005
 '''What a chunk is to take in the worker, in seconds, if its size is to be found.'''
 _LARGEST_CHUNK: Final = 2048
+_AHEAD: Final = 4
+'''How many chunks are under way for each worker: enough that it has one to go on with while an answer travels.'''
 _GROWTH: Final = 4
 '''By how much a chunk may be larger than those before.'''
 
@@ -64,17 +66,21 @@ class _Source:
             self._plain = iter(items)
         self._next = 0
 
+    def take_now(self, size: int) -> Chunk | None:
+        '''The next chunk; an empty one behind the last. None if it has to be waited for.'''
+        return None if self._plain is None else self._chunk(list(islice(self._plain, size)))
+
     async def take(self, size: int) -> Chunk:
-        '''The next chunk; an empty one behind the last.'''
-        items = []
-        if self._plain is not None:
-            items = list(islice(self._plain, size))
-        else:
-            while len(items) < size:
-                try:
-                    items.append(await anext(self._later))
-                except StopAsyncIteration:
-                    break
+        '''The next chunk, waited for.'''
+        items: list[Any] = []
+        while len(items) < size:
+            try:
+                items.append(await anext(self._later))
+            except StopAsyncIteration:
+                break
+        return self._chunk(items)
+
+    def _chunk(self, items: list[Any]) -> Chunk:
         first, self._next = self._next, self._next + len(items)
         return first, items
 
@@ -99,11 +105,18 @@ async def mapped(
     under_way: list[asyncio.Future[tuple[list[Any], float]]] = []
     try:
         while under_way or not exhausted:
-            if taking is None and not exhausted and len(under_way) <= 2 * width():
-                taking = asyncio.ensure_future(source.take(size))
+            while taking is None and not exhausted and len(under_way) < _AHEAD * width():
+                taken = source.take_now(size)
+                if taken is None:
+                    taking = asyncio.ensure_future(source.take(size))
+                elif taken[1]:
+                    under_way.append(asyncio.ensure_future(call(run_chunk, function, *taken)))
+                else:
+                    exhausted = True
             candidates = under_way[:1] if ordered else list(under_way)
             waited_for: list[asyncio.Future[Any]] = [*candidates, *([taking] if taking else [])]
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            if waited_for and not any(future.done() for future in waited_for):
+                await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             if taking is not None and taking.done():
                 first, chunk = taking.result()
                 taking, exhausted = None, not chunk
