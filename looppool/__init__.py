@@ -15,6 +15,7 @@ from .errors import (
     WorkerStartError,
 )
 from .events import PoolEvent
+from .here import CurrentWorker, current_worker
 from .lease import Lease
 from .member import Member
 from .pool import Pool
@@ -22,6 +23,7 @@ from .statistics import MemberStatistics, PoolStatistics
 from .worker import Worker, idempotent, task_done
 
 __all__ = [
+    'CurrentWorker',
     'Full',
     'Lease',
     'LoopPoolError',
@@ -40,6 +42,7 @@ __all__ = [
     'Worker',
     'WorkerDied',
     'WorkerStartError',
+    'current_worker',
     'idempotent',
     'in_thread',
     'task_done',

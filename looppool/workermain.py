@@ -33,6 +33,7 @@ from .channel import Channel
 from .codec import Key, check_encoded, decode, define, encode, pack_error
 from .errors import Full, PoolClosed, ProtocolError
 from .exchange import Exchange
+from .here import CurrentWorker, set_current_worker
 from .kinds import Kind
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
@@ -177,6 +178,8 @@ class WorkerMain:
 
     def _make_worker(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any]) -> Worker[Any, Any]:
         _set_title(f'looppool: {self._configuration["pool"]} worker {self._configuration["number"]}')
+        here = self._configuration
+        set_current_worker(CurrentWorker(here['number'], here['name'], here['pool']))
         # The attributes are there before a subclass's __init__ may want them.
         worker = worker_class.__new__(worker_class)
         worker._main = self

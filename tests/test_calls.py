@@ -492,3 +492,23 @@ async def test_a_task_can_be_interrupted_too(context: str) -> None:
             await asyncio.sleep(0.005)
         assert await anext(pool.results()) == 'on'
     assert [type(error) for error in failures] == [looppool.TaskInterrupted]
+
+
+def count() -> tuple[int, str | None, str, int]:
+    here = looppool.current_worker()
+    here.state['calls'] = here.state.get('calls', 0) + 1
+    return here.number, here.name, here.pool, here.state['calls']
+
+
+async def test_code_knows_its_worker_and_keeps_values_between_calls(context: str, logs: LogGuard) -> None:
+    logs.expect('SIGKILL')
+    async with Pool(pool_size=2, name='p', context=context) as pool:
+        assert await pool.call_all(count) == [(0, None, 'p', 1), (1, None, 'p', 1)]
+        assert await pool.members[1].call(looppool.in_thread(count)) == (1, None, 'p', 2)
+        kitty = await pool.spawn('kitty')
+        assert await kitty.call(count) == (kitty.number, 'kitty', 'p', 1)
+        with pytest.raises(looppool.WorkerDied):
+            await pool.members[1].call(die)
+        assert await pool.members[1].call(count) == (1, None, 'p', 1)
+    with pytest.raises(RuntimeError, match='run it in one'):
+        looppool.current_worker()

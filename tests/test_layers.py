@@ -21,7 +21,7 @@ LAYERS = {
     0: ('errors', 'window', 'kinds', 'frames', 'codec', 'protocol', 'budget', 'roster'),
     1: (
         'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
-        'worker', 'workermain',
+        'here', 'worker', 'workermain',
     ),
     2: (
         'settings', 'statistics', 'events', 'mapping', 'calls', 'handlers', 'member', 'lifecycle', 'supervisor',
