@@ -61,6 +61,22 @@ async def test_stateful() -> None:
     assert victim in killed and victim not in second
 
 
+async def test_long_call() -> None:
+    code, output, errors = await run(*example('long_call.py'))
+    assert (code, errors) == (0, '')
+    *lines, last = output.splitlines()
+    worker = last.removeprefix('worker 0 is process ').removesuffix(', 0 restarts')
+    assert lines == [
+        f'first is at 1 in process {worker}',
+        f'second is at 1 in process {worker}',
+        f'worker 0 is process {worker}',
+        'run_away has run too long',
+        f'first is at 2 in process {worker}',
+        f'second is at 2 in process {worker}',
+    ]
+    assert worker.isdigit()
+
+
 async def test_instrumented() -> None:
     with servers.envelopes.run() as sentry, socket.socket(type=socket.SOCK_DGRAM) as statsd:
         statsd.bind(('127.0.0.1', 0))
