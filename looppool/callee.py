@@ -37,15 +37,22 @@ class Callee:
 
     :param end: the worker's end of the link.
     :param words: of the status page.
+    :param left: called when the code of a call was left, with what it raised; it ends a child that the code has forked.
     :param forget: called with the id of each call that has ended.
     '''
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, end: WorkerEnd, words: Words, forget: Callable[[int], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        end: WorkerEnd,
+        words: Words,
+        left: Callable[[BaseException | None], None],
+        forget: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._end = end
         self._words = words
+        self._left = left
         self._forget = forget
         self._runner: Runner[int] = Runner(loop, self._ended)
 
@@ -100,6 +107,7 @@ class Callee:
         return self._answer_later(ident, coroutine)
 
     def _answer(self, ident: int, value: Any) -> None:
+        self._left(None)
         try:
             encoded = encode(value)
         except Exception as error:
@@ -118,9 +126,11 @@ class Callee:
         try:
             if isinstance(outcome, AsyncIterable):
                 async for item in outcome:
+                    self._left(None)
                     await exchange.send(item)
             else:
                 for item in outcome:
+                    self._left(None)
                     await exchange.send(item)
         finally:
             # Left early: its ``finally`` runs now, not when somebody collects it.
@@ -131,6 +141,7 @@ class Callee:
         self._answer(ident, None)
 
     def _ended(self, ident: int, error: BaseException | None) -> None:
+        self._left(error)
         exchange = self._end.exchanges.pop(ident, None)
         if isinstance(exchange, Exchange):
             exchange.close()

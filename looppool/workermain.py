@@ -126,7 +126,7 @@ class WorkerMain:
         self._runner = Runner(self.loop, self._coroutine_ended)
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
         self._end = WorkerEnd(self, self._receive, self._channel.wake)
-        self._callee = Callee(self.loop, self._end, self._words, self._forget)
+        self._callee = Callee(self.loop, self._end, self._words, self._leave_if_forked, self._forget)
         interruptible(self._words, WorkerMain._handle.__code__)
         self._channel.open(self._end)
 
@@ -246,10 +246,9 @@ class WorkerMain:
         except BaseException as error:
             self._fail(ident, error)
             return
+        self._leave_if_forked(None)
         coroutine = None if outcome is None else as_coroutine(outcome)
-        if self._forked:
-            self._leave_fork(0)
-        elif coroutine is None:
+        if coroutine is None:
             self._returned(ident)
         else:
             self._runner.run(coroutine, context, ident)
@@ -257,9 +256,8 @@ class WorkerMain:
     def _coroutine_ended(self, ident: int, error: BaseException | None) -> None:
         if error is not None:
             self._fail(ident, error)
-        elif self._forked:
-            self._leave_fork(0)
         else:
+            self._leave_if_forked(None)
             self._returned(ident)
 
     def _returned(self, ident: int) -> None:
@@ -278,8 +276,8 @@ class WorkerMain:
             raise _wrong_thread('_task_done')
         ident = _current.get(0)
         state = self._open.get(ident, self)
-        if state is self or ident in self._deferred:
-            raise _not_open(ident)
+        if state is self or state is _CALLED or ident in self._deferred:
+            raise _not_open(0 if state is _CALLED else ident)
         if state is not None and sys.exception() is not None:
             self._deferred.add(ident)
         else:
@@ -287,8 +285,7 @@ class WorkerMain:
             self._forget(ident)
 
     def _fail(self, ident: int, error: BaseException) -> None:
-        if self._forked:
-            self._leave_fork(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        self._leave_if_forked(error)
         if ident in self._open:
             self._end.failed(ident, *pack_error(error, self._end.max_own_body))
             self._forget(ident)
@@ -302,11 +299,13 @@ class WorkerMain:
     def _on_fork(self) -> None:
         self._forked = True
 
-    def _leave_fork(self, code: int) -> NoReturn:
-        '''A child that a handler has forked ends where it leaves the handler: it is no second worker.'''
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    def _leave_if_forked(self, error: BaseException | None) -> None:
+        '''A child that a handler or a call has forked ends where it leaves them: it is no second worker.'''
+        if self._forked:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            code = error.code if isinstance(error, SystemExit) else 0 if error is None else 1
+            os._exit(code if isinstance(code, int) else 1)
 
     def _forget(self, ident: int) -> None:
         del self._open[ident]

@@ -512,3 +512,54 @@ async def test_code_knows_its_worker_and_keeps_values_between_calls(context: str
         assert await pool.members[1].call(count) == (1, None, 'p', 1)
     with pytest.raises(RuntimeError, match='run it in one'):
         looppool.current_worker()
+
+
+def forks(how: str) -> Any:
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if how == 'exit':
+        sys.exit(3)
+    if how == 'raise':
+        raise ValueError
+    return 'a second worker'
+
+
+async def forks_later(how: str) -> Any:
+    await asyncio.sleep(0)
+    return forks(how)
+
+
+def yields_forks(how: str) -> Any:
+    worker = os.getpid()
+    yield forks(how)
+    while os.getpid() != worker:
+        yield 'without end'
+
+
+@pytest.mark.parametrize(('how', 'code'), [('return', 0), ('exit', 3), ('raise', 1)])
+async def test_what_a_call_forks_is_no_worker(context: str, how: str, code: int) -> None:
+    async with Pool(pool_size=1, context=context) as pool:
+        assert await pool.call(forks, how) == code
+        assert await pool.call(forks_later, how) == code
+        assert [item async for item in pool.stream(yields_forks, how)] == [code]
+        assert await pool.call(abs, -1) == 1
+
+
+def done_in_a_call() -> None:
+    KEPT[0]._task_done()
+
+
+KEPT: list[looppool.Worker[Any, Any]] = []
+
+
+class Kept(looppool.Worker[Any, Any]):
+    def _initialise(self) -> None:
+        KEPT.append(self)
+
+
+async def test_a_call_is_no_task_to_be_done() -> None:
+    async with Pool(pool_size=1, worker_class=Kept) as pool:
+        with pytest.raises(RuntimeError, match='no current task'):
+            await pool.call(done_in_a_call)
+        assert await pool.call(abs, -1) == 1
