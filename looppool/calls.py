@@ -22,7 +22,7 @@ from .worker import is_idempotent
 if TYPE_CHECKING:
     from .protocol import Parcel
 
-__all__ = ['Call', 'ItemStream', 'OpenStream', 'Verbs', 'in_thread']
+__all__ = ['Addressed', 'Call', 'ItemStream', 'OpenStream', 'Request', 'Verbs', 'in_thread']
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -32,6 +32,10 @@ _log: Final = logging.getLogger('looppool')
 
 _QUIET: Final = (asyncio.CancelledError, TaskInterrupted, WorkerDied, PoolClosed, PoolBroken)
 '''How a call ends that was cancelled, or that others tell of.'''
+
+
+Request = tuple[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+'''What is asked of a worker: what the call is for (see `callee`), the function and its arguments.'''
 
 
 class Link(Protocol):
@@ -153,8 +157,9 @@ class ItemStream(AsyncIterator[T], Generic[T]):
     Left early, or collected, the generator is closed over there and runs its ``finally``; `aclose` waits for that.
     '''
 
-    def __init__(self, verbs: 'Verbs', function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
-        self._ask = verbs, function, args, kwargs
+    def __init__(self, verbs: 'Verbs', request: Request) -> None:
+        self._verbs = verbs
+        self._request = request
         self._exchange: Exchange | None = None
         self._call: _StreamCall | None = None
 
@@ -168,11 +173,10 @@ class ItemStream(AsyncIterator[T], Generic[T]):
         return await self._exchange.__anext__()  # type: ignore[no-any-return]
 
     async def _start(self) -> None:
-        verbs, function, args, kwargs = self._ask
         loop = asyncio.get_running_loop()
         exchange = Exchange(loop)
-        call = _StreamCall(loop, function, exchange)
-        await verbs._make(callee.STREAM, call, function, args, kwargs)
+        call = _StreamCall(loop, self._request[1], exchange)
+        await self._verbs._make(call, self._request)
         self._exchange, self._call = exchange, call
 
     async def aclose(self) -> None:
@@ -194,14 +198,14 @@ class OpenStream(Exchange):
     and when it is left.
     '''
 
-    def __init__(self, verbs: 'Verbs', function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+    def __init__(self, verbs: 'Verbs', request: Request) -> None:
         super().__init__(asyncio.get_running_loop())
-        self._ask = verbs, function, args, kwargs
-        self._call = _StreamCall(self._loop, function, self)
+        self._verbs = verbs
+        self._request = request
+        self._call = _StreamCall(self._loop, request[1], self)
 
     async def __aenter__(self) -> Self:
-        verbs, function, args, kwargs = self._ask
-        await verbs._make(callee.BOTH, self._call, function, args, kwargs)
+        await self._verbs._make(self._call, self._request)
         return self
 
     async def __aexit__(
@@ -222,26 +226,11 @@ class OpenStream(Exchange):
 class Verbs:
     '''What can be asked of a pool, which picks a worker, and of a worker. All methods belong to the loop's thread.'''
 
-    async def _make(
-        self,
-        mode: int,
-        call: Call,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    async def _make(self, call: Call, request: Request) -> None:
         '''Have a call accepted; wait for credit.'''
-        parcel = self._pack_call(mode, call, function, args, kwargs)
-        await self._accept(parcel)
+        await self._accept(self._pack_call(call, request))
 
-    def _pack_call(
-        self,
-        mode: int,
-        call: Call,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> 'Parcel':
+    def _pack_call(self, call: Call, request: Request) -> 'Parcel':
         raise NotImplementedError
 
     async def _accept(self, parcel: 'Parcel') -> None:
@@ -271,7 +260,7 @@ class Verbs:
         :raises Exception: what the function raised, with the remote traceback as its cause; or the error of pickling.
         '''
         call = Call(self._call_loop(), function)
-        await self._make(callee.CALL, call, function, args, kwargs)
+        await self._make(call, (callee.CALL, function, args, kwargs))
         return await call.value()
 
     def call_nowait(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
@@ -280,7 +269,7 @@ class Verbs:
         :raises Full: there is no credit now.
         '''
         call = Call(self._call_loop(), function)
-        self._accept_nowait(self._pack_call(callee.CALL, call, function, args, kwargs))
+        self._accept_nowait(self._pack_call(call, (callee.CALL, function, args, kwargs)))
         return call.value()
 
     def stream(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ItemStream[Any]:
@@ -291,14 +280,14 @@ class Verbs:
 
         :raises: as `call`, from the iteration; what the generator raises comes behind its last item.
         '''
-        return ItemStream(self, function, args, kwargs)
+        return ItemStream(self, (callee.STREAM, function, args, kwargs))
 
     def open_stream(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> OpenStream:
         '''Exchange items both ways with a coroutine function, which gets the stream as its first argument.
 
         ``async with pool.open_stream(function) as stream:`` gives an `OpenStream`; the function gets the other side.
         '''
-        return OpenStream(self, function, args, kwargs)
+        return OpenStream(self, (callee.BOTH, function, args, kwargs))
 
     def map(
         self,
@@ -330,6 +319,41 @@ class Verbs:
     def _width(self) -> int:
         '''How many workers share the calls.'''
         return 1
+
+
+class Addressed(Verbs):
+    '''The verbs for one worker of `pool`, wherever it is.'''
+
+    pool: Any
+
+    def _address(self) -> int | str:
+        raise NotImplementedError
+
+    async def put(self, message: Any) -> None:
+        '''Put a task to this worker, as ``pool.put(message, worker_num=...)``.
+
+        :raises ValueError: the worker has left the pool.
+        :raises RuntimeError: the lease has ended.
+        :raises: as ``Pool.put``.
+        '''
+        await self.pool.put(message, self._address())
+
+    def put_nowait(self, message: Any) -> None:
+        '''As `put`, but `Full` if the worker has no credit now.'''
+        self.pool.put_nowait(message, self._address())
+
+    def _call_loop(self) -> asyncio.AbstractEventLoop:
+        return self.pool._call_loop()  # type: ignore[no-any-return]
+
+    def _pack_call(self, call: Call, request: Request) -> 'Parcel':
+        data, terms = self.pool._pack_call(call, request)
+        return data, terms._replace(number=self._address())
+
+    async def _accept(self, parcel: 'Parcel') -> None:
+        await self.pool._accept(parcel)
+
+    def _accept_nowait(self, parcel: 'Parcel') -> None:
+        self.pool._accept_nowait(parcel)
 
 
 class in_thread(Generic[P, R]):

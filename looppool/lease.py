@@ -12,17 +12,16 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from .calls import Verbs
+from .calls import Addressed
 from .elastic import Elastic
 from .errors import Full
 from .lifecycle import checked_seconds
 from .member import Member
-from .protocol import Parcel
 
 __all__ = ['Lease', 'Leasing']
 
 
-class Lease(Verbs):
+class Lease(Addressed):
     '''A worker that serves nobody else. Its verbs are those of a pool and of a member.
 
     :ivar member: the worker.
@@ -31,6 +30,7 @@ class Lease(Verbs):
 
     def __init__(self, member: Member, address: int) -> None:
         self.member = member
+        self.pool = member.pool
         self.ended = False
         self._own_address = address
 
@@ -46,31 +46,6 @@ class Lease(Verbs):
     def pid(self) -> int | None:
         '''The worker's process id; None where there is no process, or it is not known yet.'''
         return self.member.pid
-
-    async def put(self, message: Any) -> None:
-        '''Put a task to the worker.
-
-        :raises RuntimeError: the lease has ended.
-        :raises: as ``Pool.put``.
-        '''
-        await self.member.pool.put(message, self._address())
-
-    def put_nowait(self, message: Any) -> None:
-        '''As `put`, but `Full` if the worker has no credit now.'''
-        self.member.pool.put_nowait(message, self._address())
-
-    def _call_loop(self) -> asyncio.AbstractEventLoop:
-        return self.member.pool._call_loop()
-
-    def _pack_call(self, *call: Any) -> Parcel:
-        data, terms = self.member.pool._pack_call(*call)
-        return data, terms._replace(number=self._address())
-
-    async def _accept(self, parcel: Parcel) -> None:
-        await self.member.pool._accept(parcel)
-
-    def _accept_nowait(self, parcel: Parcel) -> None:
-        self.member.pool._accept_nowait(parcel)
 
     def _address(self) -> int:
         if self.ended:

@@ -39,7 +39,12 @@ async def run_chunk(function: Callable[..., Any], first: int, items: list[Any]) 
             raise
     if values and inspect.isawaitable(values[0]):
         named = zip(values, range(first, first + len(items)), items, strict=True)
-        values = await asyncio.gather(*[_named(*one) for one in named])
+        running = [asyncio.ensure_future(_named(*one)) for one in named]
+        try:
+            values = await asyncio.gather(*running)
+        finally:
+            for one in running:
+                one.cancel()
     return values, time.monotonic() - before
 
 

@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .callee import ANY
-from .calls import Verbs
+from .calls import Addressed
 from .channel import Channel
 from .codec import Definition, Key, decode, define, unpack_error
 from .errors import LoopPoolError, ProtocolError, WorkerDied, WorkerStartError
@@ -152,7 +152,7 @@ class Link:
             self._pool.tasks_ended(self.member, len(parcel[0]), 1)
             call.on_error(asyncio.CancelledError())
         else:
-            call.on_sent(self, self.end.send_call(parcel))
+            call.on_sent(self, self.end.send_task(parcel))
 
     def abandon(self, ident: int) -> None:
         '''Cancel a call: see that it ends, whatever it takes.'''
@@ -347,7 +347,7 @@ class Blueprint(NamedTuple):
     '''How often a task of it that may have run is run again.'''
 
 
-class Member(Verbs):
+class Member(Addressed):
     '''The pool's handle on one worker slot. It outlives restarts of its process. Use it on the pool's loop only.'''
 
     blueprint: Blueprint
@@ -441,18 +441,6 @@ class Member(Verbs):
 
     # What a user does with it
 
-    async def put(self, message: Any) -> None:
-        '''Put a task to this worker, as ``pool.put(message, worker_num=...)``.
-
-        :raises ValueError: the worker has left the pool.
-        :raises: as ``Pool.put``.
-        '''
-        await self.pool.put(message, self._address())
-
-    def put_nowait(self, message: Any) -> None:
-        '''As `put`, but `Full` if it has no credit now.'''
-        self.pool.put_nowait(message, self._address())
-
     def _address(self) -> Address:
         # Its number may be another's by now.
         if self.leaving:
@@ -486,19 +474,6 @@ class Member(Verbs):
         '''Raise `TaskInterrupted` in the task that runs in this worker now; nothing happens if none blocks its loop.'''
         if self.link is not None and self.link.was_ready:
             self.link.interrupt(ANY)
-
-    def _call_loop(self) -> asyncio.AbstractEventLoop:
-        return self.pool._call_loop()
-
-    def _pack_call(self, *call: Any) -> Parcel:
-        data, terms = self.pool._pack_call(*call)
-        return data, terms._replace(number=self._address())
-
-    async def _accept(self, parcel: Parcel) -> None:
-        await self.pool._accept(parcel)
-
-    def _accept_nowait(self, parcel: Parcel) -> None:
-        self.pool._accept_nowait(parcel)
 
     # For the pool
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic
 from tornado.ioloop import IOLoop
 
 from .callee import CALL
-from .calls import Call
+from .calls import Call, Request
 from .codec import Definition, check_encoded, encode
 from .errors import Full, PoolBroken, PoolClosed
 from .lease import Leasing
@@ -274,14 +274,13 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             self._refuse('call')
         return self.asyncio_loop
 
-    def _pack_call(
-        self, mode: int, call: Call, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Parcel:
+    def _pack_call(self, call: Call, request: Request) -> Parcel:
+        mode, function, _, _ = request
         if not callable(function):
             raise TypeError(f'a function is needed to call, not {function!r}')
         if not self._accepting or self._thread != get_ident():
             self._refuse('call')
-        data, needs = encoded = encode((mode, function, args, kwargs))
+        data, needs = encoded = encode(request)
         check_encoded(encoded, self._max_message_bytes)
         # What a stream has given can't be taken back, so it is not run again.
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries

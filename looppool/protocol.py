@@ -289,25 +289,15 @@ class PoolEnd(_End):
         self._send(Kind.START, 0, worker)
 
     def send_task(self, parcel: Parcel) -> int:
-        '''Send a task; return its id. The caller holds its permit.'''
+        '''Send a task or a call; return its id. The caller holds its permit.'''
         data, terms = parcel
         if terms.needs:
             self._send_definitions(terms.needs)
+        kind, book = (_TASK, self.owed) if terms.call is None else (_CALL, self.calls)
         self._last_id = ident = self._last_id + 1
-        self.owed[ident] = parcel
-        if self._run_kind != _TASK:
-            self._begin_run(_TASK, ident)
-        self._run.append(data)
-        return ident
-
-    def send_call(self, parcel: Parcel) -> int:
-        '''Send a call likewise.'''
-        data, terms = parcel
-        self._send_definitions(terms.needs)
-        self._last_id = ident = self._last_id + 1
-        self.calls[ident] = parcel
-        if self._run_kind != _CALL:
-            self._begin_run(_CALL, ident)
+        book[ident] = parcel
+        if self._run_kind != kind:
+            self._begin_run(kind, ident)
         self._run.append(data)
         return ident
 

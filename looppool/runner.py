@@ -78,25 +78,13 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
     def send(self, _value: None) -> Any:
         if self._coroutine is None:
             return self._first_steps()
-        try:
-            return self._context.run(self._coroutine.send, None)
-        except StopIteration:
-            self._end(None)
-        except BaseException as error:
-            self._end(error)
-        raise StopIteration
+        return self._step(self._coroutine.send, None)
 
     def throw(self, error: Any, *more: Any) -> Any:
         if self._coroutine is None:
             # Somebody cancels all asyncio tasks that there are; what is still to begin is none of them.
             return self._first_steps()
-        try:
-            return self._context.run(self._coroutine.throw, error)
-        except StopIteration:
-            self._end(None)
-        except BaseException as raised:
-            self._end(raised)
-        raise StopIteration
+        return self._step(self._coroutine.throw, error)
 
     def close(self) -> None:
         if self._coroutine is not None:
@@ -136,6 +124,15 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         runner.starter = None
         raise StopIteration
 
+    def _step(self, step: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            return self._context.run(step, argument)
+        except StopIteration:
+            self._end(None)
+        except BaseException as error:
+            self._end(error)
+        raise StopIteration
+
     def _end(self, error: BaseException | None) -> None:
         del self._runner.waiting[self._token]
         self._runner.ended(self._token, error)
@@ -148,7 +145,7 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         raise AttributeError(name)
 
 
-STEPS: Final = (_Strand.send.__code__, _Strand.throw.__code__, _Strand._first_steps.__code__)
+STEPS: Final = (_Strand._first_steps.__code__, _Strand._step.__code__)
 '''What of this module calls the code of coroutines.'''
 
 

@@ -336,6 +336,8 @@ async def test_stopping_cancels_when_its_time_is_up_and_kills_a_second_later() -
         tom = await pool.spawn('tom')
         for order in (('calculate',), ('who', 'never')):
             await tom.put(order)
+        link = tom.link
+        await until(lambda: link and link.page.taken_up == 1)
         await tom.stop(timeout=0.01)
         (_, first), (_, second) = sorted([await pool.failure(), await pool.failure()])
         assert (first.started, second.started) == (True, False)

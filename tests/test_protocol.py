@@ -97,7 +97,7 @@ def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
     if state >= State.READY:
         end.receive_data(frame(Kind.READY))
         end.send_task(parcel(b'task 1'))
-        end.send_call(parcel(b'call 2', call=recorder))
+        end.send_task(parcel(b'call 2', call=recorder))
     if state >= State.STOPPING:
         end.pill()
     if state >= State.ENDED:

@@ -43,7 +43,10 @@ async def test_what_is_recycled_finishes_beside_the_next(context: str) -> None:
 
 
 async def test_no_task_is_lost_or_run_twice_when_workers_are_recycled_all_the_time(context: str) -> None:
-    pool = ObservedPool(context=context, pool_size=2, max_tasks_per_worker=5, recycle_jitter=0.6, concurrency=2)
+    # Starting so many processes may take longer than a stop with a limit would wait for the tasks.
+    pool = ObservedPool(
+        context=context, pool_size=2, max_tasks_per_worker=5, recycle_jitter=0.6, concurrency=2, stop_timeout=None
+    )
     async with pool:
         for number in range(60):
             await pool.put(('who', number))
