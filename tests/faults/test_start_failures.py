@@ -161,9 +161,9 @@ async def test_options_that_can_not_be_pickled(context: str) -> None:
 
 async def test_replacement_that_does_not_become_ready_in_time(context: str, logs: LogGuard, tmp_path: Path) -> None:
     logs.expect('was killed by SIGKILL')
-    late = logs.expect(r'worker 0 \(pid \d+\) did not start: it was not ready after 2.5 s')
+    late = logs.expect(r'worker 0 \(pid \d+\) did not start: it was not ready after 8 s')
     options = {'flag': str(tmp_path / 'flag')}
-    async with ObservedPool(context=context, worker_class=LateOnce, options=options, start_timeout=2.5) as pool:
+    async with ObservedPool(context=context, worker_class=LateOnce, options=options, start_timeout=8.0) as pool:
         (tmp_path / 'flag').touch()
         pool.put_nowait(('die',), worker_num=0)
         await pool.failure()
