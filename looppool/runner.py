@@ -4,7 +4,9 @@
    no more than a call.
 2. A coroutine that waits keeps the asyncio task in which it began, to its end and for itself alone, so
    ``current_task``, ``timeout`` and task groups mean what they always mean. Another one goes on with the rest.
-3. Each coroutine runs in the context that it came with, all of its steps.
+3. Where the last one has waited, those that follow are expected to, and get their asyncio tasks at once: begun one by
+   one, each would take a turn of the loop to itself.
+4. Each coroutine runs in the context that it came with, all of its steps.
 '''
 
 import asyncio
@@ -43,6 +45,8 @@ class Runner(Generic[TokenT]):
         self._loop = loop
         self.starter: asyncio.Task[None] | None = None
         '''The asyncio task that takes the first steps now.'''
+        self.waits = False
+        '''Whether the last one has waited.'''
 
     def run(self, coroutine: Steps, context: Context, token: TokenT) -> None:
         '''Run `coroutine` in `context`, from the loop's next turn on.'''
@@ -59,21 +63,31 @@ class Runner(Generic[TokenT]):
             self.cancelled.add(token)
 
     def start(self) -> None:
-        '''Have first steps taken, by another asyncio task than before.'''
+        '''Have first steps taken, by other asyncio tasks than before.'''
         # Not by a task factory, which may run it at once.
+        if self.waits:
+            while self.queue:
+                coroutine, context, token = self.queue.popleft()
+                self.waiting[token] = asyncio.Task(_Strand(self, coroutine, context, token), loop=self._loop)
+                if token in self.cancelled:
+                    self.cancelled.discard(token)
+                    self.waiting[token].cancel()
         self.starter = asyncio.Task(_Strand(self), loop=self._loop) if self.queue else None
 
 
 class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
     '''What the asyncio tasks of a runner run: first steps of many coroutines, then all steps of the one that waits.'''
 
-    __slots__ = ('_context', '_coroutine', '_runner', '_token')
+    __slots__ = ('_context', '_coroutine', '_runner', '_token', '_waited')
 
-    def __init__(self, runner: Runner[TokenT]) -> None:
+    def __init__(
+        self, runner: Runner[TokenT], coroutine: Steps | None = None, context: Any = None, token: Any = None
+    ) -> None:
         self._runner = runner
-        self._coroutine: Steps | None = None
-        self._context: Context
-        self._token: TokenT
+        self._coroutine = coroutine
+        self._context: Context = context
+        self._token: TokenT = token
+        self._waited = False
 
     def send(self, _value: None) -> Any:
         if self._coroutine is None:
@@ -111,6 +125,7 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
                     error = raised
                 else:
                     self._coroutine, self._context, self._token = coroutine, context, token
+                    self._waited = runner.waits = True
                     assert runner.starter is not None
                     runner.waiting[token] = runner.starter
                     runner.start()
@@ -126,14 +141,18 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
 
     def _step(self, step: Callable[[Any], Any], argument: Any) -> Any:
         try:
-            return self._context.run(step, argument)
+            awaited = self._context.run(step, argument)
         except StopIteration:
             self._end(None)
         except BaseException as error:
             self._end(error)
+        else:
+            self._waited = True
+            return awaited
         raise StopIteration
 
     def _end(self, error: BaseException | None) -> None:
+        self._runner.waits = self._waited
         del self._runner.waiting[self._token]
         self._runner.ended(self._token, error)
 

@@ -161,6 +161,53 @@ async def test_a_cancel_meets_the_one_it_is_for_before_and_after_its_first_step(
     assert steps == ['begun']
 
 
+async def test_those_that_wait_begin_together_and_one_that_does_not_ends_that() -> None:
+    ends = Ends()
+    loop_turns = 0
+    begun: list[int] = []
+
+    def turn() -> None:
+        nonlocal loop_turns
+        loop_turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    async def waits() -> None:
+        begun.append(loop_turns)
+        await asyncio.sleep(0.01)
+
+    turn()
+    ends.run(*[waits] * 100)
+    await ends.count(100)
+    assert len(set(begun)) <= 2
+
+    seen: set[object] = set()
+
+    async def never_waits() -> None:
+        seen.add(asyncio.current_task())
+
+    ends.run(never_waits)
+    await ends.count(101)
+    ends.run(*[never_waits] * 10)
+    await ends.count(111)
+    assert len(seen) == 2
+
+
+async def test_who_is_cancelled_in_line_ends_so_when_the_line_begins_together() -> None:
+    ends = Ends()
+    steps: list[str] = []
+
+    async def forever() -> None:
+        steps.append('begun')
+        await asyncio.sleep(100)
+
+    ends.run(later, forever, later)
+    ends.runner.cancel(1)
+    errors = await ends.count(3)
+
+    assert [type(errors[token]) for token in range(3)] == [type(None), asyncio.CancelledError, type(None)]
+    assert not steps
+
+
 async def test_who_cancels_every_task_of_the_loop_leaves_none_without_an_end() -> None:
     ends = Ends()
     ends.run(later, at_once, later)
