@@ -4,7 +4,8 @@
 2. A length over the cap is refused: by `pack` with `MessageTooBig`, by `Parser` with `ProtocolError`.
 3. The parser may be fed any split of the stream; it gives every whole frame, in order, exactly once.
 4. What came before a broken header is still given; `Parser.error` then says what was broken, and feeding ends.
-5. A run is a body with several messages: their number and their sizes (u32 each), then the messages.
+5. A frame whose kind has the bit `RUN` is a run of several messages: their number and their sizes (u32 each), then the
+   messages.
 '''
 
 import struct
@@ -16,8 +17,7 @@ from .errors import MessageTooBig, ProtocolError
 __all__ = [
     'HEADER_SIZE',
     'MAX_BODY',
-    'MAX_MESSAGE',
-    'RUN_HEAD',
+    'RUN',
     'Frame',
     'Parser',
     'check_size',
@@ -35,12 +35,8 @@ MAX_BODY: Final = 2**32 - 1
 '''The largest body that the header can state, in bytes.'''
 
 _COUNT: Final = struct.Struct('<I')
-RUN_HEAD: Final = 2 * _COUNT.size
-'''What a run of one message takes on top of it, in bytes.'''
-MAX_MESSAGE: Final = MAX_BODY - RUN_HEAD
-'''The largest message, in bytes.'''
-_LARGE: Final = 64 * 1024
-'''A message of so many bytes is not worth a copy.'''
+RUN: Final = 0x80
+'''The bit of a kind that says that the body is a run.'''
 
 pack_header: Final = _HEADER.pack
 '''``pack_header(length, kind, id)`` gives the header's bytes.'''
@@ -93,18 +89,19 @@ class Parser:
                 break
             add((kind, ident, data[start + header : stop]))
             start = stop
-        self._need = need
-        self._tail += data[start:]
+        if start < end:
+            self._need = need
+            self._tail += data[start:]
         return frames
 
 
 def pack_runs(kind: int, ident: int, messages: list[bytes], limit: int, *, row: bool) -> list[bytes]:
-    '''Pack messages into frames of runs, of `limit` bytes at most unless one message alone takes more.
+    '''Pack messages into frames, runs of at most `limit` bytes where there are several.
 
     :param row: whether the id is that of the first message only, and the others follow on it.
     :returns: the parts, to be joined.
     '''
-    if sum(map(len, messages)) + _COUNT.size * (len(messages) + 1) <= limit:
+    if len(messages) == 1 or sum(map(len, messages)) + _COUNT.size * (len(messages) + 1) <= limit:
         return _pack_run(kind, ident, messages)
     parts: list[bytes] = []
     start, total = 0, _COUNT.size
@@ -118,18 +115,17 @@ def pack_runs(kind: int, ident: int, messages: list[bytes], limit: int, *, row: 
 
 
 def _pack_run(kind: int, ident: int, messages: list[bytes]) -> list[bytes]:
+    if len(messages) == 1:
+        return [pack_header(len(messages[0]), kind, ident), *messages]
     sizes = list(map(len, messages))
     head = struct.pack(f'<I{len(sizes)}I', len(sizes), *sizes)
-    return [pack_header(len(head) + sum(sizes), kind, ident), head, *messages]
+    return [pack_header(len(head) + sum(sizes), kind | RUN, ident), head, *messages]
 
 
 def cut_run(body: bytes) -> list[bytes]:
     '''The messages of a run; ProtocolError if it is none.'''
     try:
         (count,) = _COUNT.unpack_from(body)
-        if count == 1 and len(body) > _LARGE:
-            # Whoever unpickles it can do so from where it is.
-            return [memoryview(body)[RUN_HEAD:]]  # type: ignore[list-item]
         sizes = struct.unpack_from(f'<{count}I', body, _COUNT.size)
     except struct.error as error:
         raise ProtocolError(f'a run of messages is cut: {error}') from None

@@ -14,7 +14,7 @@ class Kind(IntEnum):
     START = 2
     '''The worker's class and options.'''
     TASK = 3
-    '''id: that of the first task; body: a run of tasks, whose ids follow on each other.'''
+    '''id: that of the task. In a run it is that of the first one, and the others follow on it.'''
     CREDIT = 4
     '''id: how many results are done; body: how many bytes they took.'''
     PILL = 5
@@ -26,7 +26,7 @@ class Kind(IntEnum):
     '''id: the call that its caller has no use for any more.'''
     DEFINE = 16
     ITEM = 17
-    '''id: that of the call; body: a run of items.'''
+    '''id: that of the call.'''
     MORE = 18
     '''id: that of the call; body: how many items were taken, and their bytes.'''
     END = 19
@@ -34,9 +34,8 @@ class Kind(IntEnum):
     READY = 32
     START_FAILED = 33
     RESULT = 34
-    '''body: a run of results.'''
     DONE = 35
-    '''body: the ids of the tasks that are done.'''
+    '''id: that of the task that is done; or 0, and the body has the ids of several.'''
     FAILED = 36
     '''id: that of the task or call; body: the error.'''
     BYE = 37

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import MAX_MESSAGE, RUN_HEAD, Parser, cut_run, pack_header, pack_runs
+from .frames import MAX_BODY, RUN, Parser, cut_run, pack_header, pack_runs
 from .kinds import LEGAL, Kind, State
 from .window import Window
 
@@ -36,6 +36,8 @@ _TASK: Final = int(Kind.TASK)
 _CALL: Final = int(Kind.CALL)
 _ITEM: Final = int(Kind.ITEM)
 _VALUE: Final = int(Kind.VALUE)
+_DONE: Final = int(Kind.DONE)
+_CREDIT: Final = int(Kind.CREDIT)
 OWN_BODY: Final = 64 * 1024
 '''What the link's own frames may take in any case, in bytes: lists of ids, errors, runs of several messages.'''
 _MOST_IDS: Final = OWN_BODY // 8
@@ -108,17 +110,17 @@ class WorkerHandler(Protocol):
 
 
 Deliver = Callable[[int, int, list[bytes]], None]
-'''``deliver(kind, ident, messages)`` takes what came in a run.'''
+'''``deliver(kind, ident, messages)`` takes what came in a frame.'''
 
 
 class _End:
     '''What both ends have in common.'''
 
-    _hot: frozenset[Kind]
+    _hot: frozenset[int]
     '''The kinds that are handed on through `deliver`.'''
 
     def __init__(self, deliver: Deliver, wake: Callable[[], None]) -> None:
-        self.max_body = self.max_own_body = MAX_MESSAGE
+        self.max_body = self.max_own_body = MAX_BODY
         self._deliver = deliver
         self._wake = wake
         self._parser = Parser()
@@ -128,33 +130,41 @@ class _End:
         self._run_kind = self._run_ident = 0
         self._known: set[Key] = set()
         self._table: dict[int, Callable[[int, bytes], None]] = {}
-        self._enter(State.NEW)
+        '''What takes a frame, by its kind.'''
+        self._legal: dict[int, Callable[[int, bytes], None]]
+        '''Those that may come in the present state.'''
 
     def _enter(self, state: State) -> None:
         self.state = state
-        self._handed_on = frozenset(int(kind) for kind in self._hot if state in LEGAL[kind])
+        legal = [int(kind) for kind, states in LEGAL.items() if state in states]
+        self._handed_on = self._hot.intersection(legal)
+        self._legal = {kind: self._table[kind] for kind in legal if kind in self._table}
 
     def limit_bodies(self, max_body: int) -> None:
         '''Set the cap on a message, for both directions, in bytes.'''
         self.max_body = max_body
         self.max_own_body = max(max_body, OWN_BODY)
-        self._parser.max_body = self.max_own_body + RUN_HEAD
+        self._parser.max_body = self.max_own_body
 
     def receive_data(self, data: bytes) -> None:
         '''Take bytes from the transport; raise `ProtocolError` if they are not what they have to be.'''
         for kind, ident, body in self._parser.feed(data):
             if kind in self._handed_on:
-                self._deliver(kind, ident, cut_run(body))
+                self._deliver(kind, ident, [body])
+            elif kind in self._legal:
+                self._legal[kind](ident, body)
             else:
-                self._control(kind, ident, body)
+                self._receive_run(kind ^ RUN, ident, body)
         if self._parser.error:
             raise self._parser.error
 
-    def _control(self, kind: int, ident: int, body: bytes) -> None:
-        handle = self._table.get(kind)
-        if handle is None or self.state not in LEGAL[Kind(kind)]:
-            raise ProtocolError(f'a frame of kind {kind} came in state {self.state.name}')
-        handle(ident, body)
+    def _receive_run(self, kind: int, ident: int, body: bytes) -> None:
+        if kind in self._handed_on:
+            self._deliver(kind, ident, cut_run(body))
+        elif kind == _ITEM and kind in self._legal:
+            self._on_items(ident, cut_run(body))
+        else:
+            raise ProtocolError(f'a frame of kind {kind ^ RUN} came in state {self.state.name}')
 
     def data_to_send(self) -> bytes:
         '''The bytes to write now; they count as sent.'''
@@ -216,10 +226,10 @@ class _End:
         '''Whose items those with this id are; None if it has just ended.'''
         raise NotImplementedError
 
-    def _on_item(self, ident: int, body: bytes) -> None:
+    def _on_items(self, ident: int, items: list[bytes]) -> None:
         exchange = self._exchange(ident)
         if exchange is not None:
-            exchange.on_items(cut_run(body))
+            exchange.on_items(items)
 
     def _on_more(self, ident: int, body: bytes) -> None:
         exchange = self._exchange(ident)
@@ -249,7 +259,7 @@ class PoolEnd(_End):
     :ivar results: the results that were taken up and are not done.
     '''
 
-    _hot = frozenset({Kind.RESULT})
+    _hot = frozenset({_RESULT})
 
     def __init__(
         self,
@@ -275,11 +285,12 @@ class PoolEnd(_End):
             Kind.DONE: self._on_done,
             Kind.FAILED: self._on_failed,
             Kind.VALUE: self._on_value,
-            Kind.ITEM: self._on_item,
+            Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
             Kind.MORE: self._on_more,
             Kind.END: self._on_end,
             Kind.BYE: self._on_bye,
         }
+        self._enter(State.NEW)
 
     def start(self, configuration: bytes, worker: bytes, needs: tuple[Definition, ...]) -> None:
         '''Send all that the worker needs to become ready.'''
@@ -324,20 +335,25 @@ class PoolEnd(_End):
 
     def _send_owing(self) -> None:
         if self._credits:
-            self._append(Kind.CREDIT, self._credits, _BYTES.pack(self._credit_bytes))
+            self._append(_CREDIT, self._credits, _BYTES.pack(self._credit_bytes))
             self._credits = self._credit_bytes = 0
 
     def _on_ready(self, _ident: int, _body: bytes) -> None:
         self._enter(State.READY)
         self._handler.on_ready()
 
-    def _on_done(self, _ident: int, body: bytes) -> None:
-        count, rest = divmod(len(body), 8)
+    def _on_done(self, ident: int, body: bytes) -> None:
+        if ident and ident in self.owed and not body:
+            self._handler.on_done(len(self.owed.pop(ident)[0]), 1)
+            return
+        if ident:
+            raise ProtocolError(f'task {ident} was answered, but it is not owed')
+        rest = len(body) % 8
         if rest:
             raise ProtocolError(f'a list of ids takes {len(body)} bytes, no multiple of 8')
         owed, before, size = self.owed, len(self.owed), 0
         try:
-            for ident in struct.unpack(f'<{count}Q', body):
+            for ident in struct.unpack(f'<{len(body) // 8}Q', body):
                 size += len(owed.pop(ident)[0])
         except KeyError as error:
             raise ProtocolError(f'task {error} was answered, but it is not owed') from None
@@ -388,7 +404,7 @@ class WorkerEnd(_End):
     :ivar exchanges: the open calls that have items.
     '''
 
-    _hot = frozenset({Kind.TASK, Kind.CALL})
+    _hot = frozenset({_TASK, _CALL})
 
     def __init__(self, handler: WorkerHandler, deliver: Deliver, wake: Callable[[], None]) -> None:
         super().__init__(deliver, wake)
@@ -404,10 +420,11 @@ class WorkerEnd(_End):
             Kind.PILL: self._on_pill,
             Kind.CANCEL: lambda _, body: handler.on_cancel(),
             Kind.ABORT: lambda ident, body: handler.on_abort(ident),
-            Kind.ITEM: self._on_item,
+            Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
             Kind.MORE: self._on_more,
             Kind.END: self._on_end,
         }
+        self._enter(State.NEW)
 
     def ready(self) -> None:
         self._send(Kind.READY)
@@ -457,7 +474,10 @@ class WorkerEnd(_End):
     def _send_owing(self) -> None:
         for start in range(0, len(self._done), _MOST_IDS):
             ids = self._done[start : start + _MOST_IDS]
-            self._append(Kind.DONE, 0, struct.pack(f'<{len(ids)}Q', *ids))
+            if len(ids) == 1:
+                self._append(_DONE, ids[0], b'')
+            else:
+                self._append(_DONE, 0, struct.pack(f'<{len(ids)}Q', *ids))
         self._done.clear()
 
     def _on_configure(self, _ident: int, body: bytes) -> None:

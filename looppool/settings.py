@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from .frames import MAX_MESSAGE
+from .frames import MAX_BODY
 from .process import Launch, default_context
 from .worker import Worker
 
@@ -87,8 +87,8 @@ class Settings:
         jitter = self.recycle_jitter
         if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter < 1:
             raise ValueError(f'recycle_jitter has to be a fraction from 0 to less than 1, not {jitter!r}')
-        if self.max_message_bytes > MAX_MESSAGE:
-            raise ValueError(f'max_message_bytes has to be at most {MAX_MESSAGE:,}')
+        if self.max_message_bytes > MAX_BODY:
+            raise ValueError(f'max_message_bytes has to be at most {MAX_BODY:,}')
 
     def _check_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -36,5 +36,5 @@ def parcel(data: bytes, **terms: Any) -> Named:
 
 
 def run(*messages: bytes) -> bytes:
-    '''The body of the frame that messages of one kind leave in.'''
+    '''The body of the frame that several messages leave in.'''
     return struct.pack(f'<I{len(messages)}I', len(messages), *map(len, messages)) + b''.join(messages)

@@ -11,7 +11,7 @@ from parcels import parcel, run
 
 from looppool.codec import Definition, Key
 from looppool.errors import ProtocolError
-from looppool.frames import Frame, Parser, pack_header
+from looppool.frames import RUN, Frame, Parser, pack_header
 from looppool.kinds import LEGAL as TABLE
 from looppool.kinds import Kind, State
 from looppool.protocol import OWN_BODY, PoolEnd, WorkerEnd
@@ -135,8 +135,7 @@ def well_formed(kind: Kind) -> bytes:
         return frame(kind, 0, NO_CREDIT)
     if kind == Kind.MORE:
         return frame(kind, 2, struct.pack('<IQ', 0, 0))
-    body = run(b'') if kind in (Kind.TASK, Kind.CALL, Kind.RESULT, Kind.ITEM) else b''
-    return frame(kind, {Kind.FAILED: 1, Kind.TASK: 1, Kind.CALL: 1}.get(kind, 2), body)
+    return frame(kind, {Kind.FAILED: 1, Kind.DONE: 1, Kind.TASK: 1, Kind.CALL: 1}.get(kind, 2))
 
 
 def ids(*numbers: int) -> bytes:
@@ -171,7 +170,29 @@ def test_a_frame_is_handled_where_the_table_allows_it(make: Any, its_kinds: Any,
         assert not recorder.calls and not recorder.inbox
 
 
-@pytest.mark.parametrize('kind', sorted(set(range(256)) - set(Kind))[::17])
+@pytest.mark.parametrize('state', STATES, ids=lambda state: state.name)
+@pytest.mark.parametrize('kind', Kind, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(('make', 'its_kinds'), [(pool_end, TO_POOL), (worker_end, TO_WORKER)], ids=['pool', 'worker'])
+def test_only_messages_come_in_runs(make: Any, its_kinds: Any, kind: Kind, state: State) -> None:
+    end, recorder = make(state)
+    data = frame(kind | RUN, 2, run(b'a', b'b'))
+
+    if kind in its_kinds & {Kind.TASK, Kind.CALL, Kind.RESULT} and state in LEGAL[kind]:
+        end.receive_data(data)
+        assert recorder.inbox == [(2, b'a'), (2, b'b')]
+    elif kind == Kind.ITEM and state in LEGAL[kind]:
+        end.receive_data(data)
+        assert recorder.calls == [('on_items', [b'a', b'b'])]
+    else:
+        with pytest.raises(ProtocolError, match=f'kind {kind | RUN:d} .*{state.name}'):
+            end.receive_data(data)
+        assert not recorder.calls and not recorder.inbox
+
+
+UNKNOWN = set(range(256)) - set(Kind) - {kind | RUN for kind in Kind}
+
+
+@pytest.mark.parametrize('kind', sorted(UNKNOWN)[::17])
 @pytest.mark.parametrize('make', [pool_end, worker_end])
 def test_an_unknown_kind_is_an_error(make: Any, kind: int) -> None:
     end, _ = make()
@@ -187,7 +208,7 @@ def test_a_body_over_the_cap_is_an_error_after_what_came_before(make: Any) -> No
     kind = Kind.RESULT if make is pool_end else Kind.TASK
 
     with pytest.raises(ProtocolError, match='cap'):
-        end.receive_data(frame(kind, 1, run(bytes(100_000))) + pack_header(100_009, kind, 2))
+        end.receive_data(frame(kind, 1, bytes(100_000)) + pack_header(100_001, kind, 2))
 
     assert recorder.inbox == [(1, bytes(100_000))]
 
@@ -206,6 +227,10 @@ def test_ids_start_at_one_and_increase_by_one() -> None:
     'bad',
     [
         frame(Kind.DONE, 0, ids(2)),
+        frame(Kind.DONE, 2),
+        frame(Kind.DONE, 1, b'x'),
+        frame(Kind.DONE, 1) + frame(Kind.DONE, 1),
+        frame(Kind.DONE, 1) + frame(Kind.DONE, 0, ids(1)),
         frame(Kind.DONE, 0, ids(3)),
         frame(Kind.VALUE, 1),
         frame(Kind.VALUE, 2) + frame(Kind.VALUE, 2),
@@ -296,7 +321,7 @@ def test_dones_leave_in_one_frame_behind_the_results_put_before() -> None:
     end.send_result(b'result', ())
     end.done(2)
 
-    assert frames_of(end) == [(Kind.RESULT, 0, run(b'result')), (Kind.DONE, 0, ids(1, 2))]
+    assert frames_of(end) == [(Kind.RESULT, 0, b'result'), (Kind.DONE, 0, ids(1, 2))]
     assert frames_of(end) == []
 
 
@@ -306,7 +331,7 @@ def test_bye_is_the_last_frame() -> None:
     end.done(1)
     end.bye()
 
-    assert frames_of(end) == [(Kind.DONE, 0, ids(1)), (Kind.BYE, 0, b'')]
+    assert frames_of(end) == [(Kind.DONE, 1, b''), (Kind.BYE, 0, b'')]
 
 
 @pytest.mark.parametrize('tasks', [1, 20, 10_000])
@@ -354,7 +379,7 @@ def test_tasks_arrive_one_by_one_however_they_were_sent(messages: list[bytes], c
 
     assert [bytes(message) for _, message in recorder.inbox] == messages
     assert {ident for ident, _ in recorder.inbox} <= set(range(first, first + len(messages)))
-    alone = [8 + len(message) for message in messages if len(message) == OWN_BODY]
+    alone = [len(message) for message in messages]
     assert all(size <= OWN_BODY for size in sizes if size not in alone)
 
 
@@ -366,7 +391,7 @@ def test_a_run_that_is_not_what_it_says_is_an_error(make: Any, body: bytes) -> N
     end, recorder = make()
 
     with pytest.raises(ProtocolError, match='run of messages'):
-        end.receive_data(frame(Kind.RESULT if make is pool_end else Kind.TASK, 2, body))
+        end.receive_data(frame(RUN | (Kind.RESULT if make is pool_end else Kind.TASK), 2, body))
 
     assert not recorder.inbox
 
@@ -380,7 +405,7 @@ def test_what_is_sent_between_tasks_stays_between_them() -> None:
     end.send_task(parcel(b'c'))
 
     assert frames_of(end) == [
-        (Kind.TASK, 3, run(b'a', b'b')), (Kind.CANCEL, 0, b''), (Kind.TASK, 5, run(b'c'))
+        (Kind.TASK | RUN, 3, run(b'a', b'b')), (Kind.CANCEL, 0, b''), (Kind.TASK, 5, b'c')
     ]  # fmt: skip
 
 
@@ -443,7 +468,8 @@ def test_hostile_bytes_are_a_protocol_error_and_nothing_else(make: Any, state: S
             end.receive_data(piece)
 
 
-answers = st.builds(frame, st.just(Kind.FAILED), st.integers(0, 4), st.sampled_from([b'', NONSENSE])) | st.builds(
+one_answer = st.sampled_from([Kind.FAILED, Kind.DONE])
+answers = st.builds(frame, one_answer, st.integers(0, 4), st.sampled_from([b'', NONSENSE])) | st.builds(
     lambda numbers: frame(Kind.DONE, 0, ids(*numbers)), st.lists(st.integers(0, 4), max_size=3)
 )
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from parcels import Named, parcel
 
 from looppool.codec import Definition, Key
-from looppool.frames import Frame, Parser, cut_run
+from looppool.frames import RUN, Frame, Parser, cut_run
 from looppool.kinds import Kind, State
 from looppool.protocol import PoolEnd, WorkerEnd
 from looppool.window import Window
@@ -53,13 +53,16 @@ class Wire:
         self.delivered += self._parser.feed(data)
         self.target.end.receive_data(data)
 
-    def of_kind(self, kind: Kind) -> list[Frame]:
+    def of_kind(self, kind: int) -> list[Frame]:
         return [frame for frame in self.delivered if frame[0] == kind]
 
     def messages(self, kind: Kind) -> list[tuple[int, bytes]]:
-        '''Those that came in runs, with their ids.'''
-        runs = [(ident, cut_run(body)) for _, ident, body in self.of_kind(kind)]
-        return [message for first, run in runs for message in enumerate(run, first)]
+        '''Those of this kind, alone and in runs, with their ids.'''
+        found = []
+        for each, ident, body in self.delivered:
+            if each in (kind, kind | RUN):
+                found += list(enumerate([body] if each == kind else cut_run(body), ident))
+        return found
 
 
 class Side:
@@ -275,8 +278,8 @@ class Link(RuleBasedStateMachine):
 
     def every_task_is_owed_until_its_one_answer(self) -> None:
         answered = [ident for _, ident, _ in self.up.of_kind(Kind.FAILED)]
-        for _, _, body in self.up.of_kind(Kind.DONE):
-            answered += memoryview(body).cast('Q').tolist()
+        for _, ident, body in self.up.of_kind(Kind.DONE):
+            answered += [ident] if ident else memoryview(body).cast('Q').tolist()
 
         assert len(answered) == len(set(answered)) == self.pool.done + len(self.pool.failed)
         assert set(self.pool.end.owed) == set(range(1, len(self.pool.put) + 1)) - set(answered)

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import looppool
-from looppool.frames import MAX_MESSAGE
+from looppool.frames import MAX_BODY
 from looppool.process import CONTEXTS
 from looppool.settings import Settings, make_launch, usable_cpus
 
@@ -110,7 +110,7 @@ def test_none_is_refused_by_name_where_it_has_no_meaning(name: str) -> None:
         ('context', 3),
         ('distribution', 'random'),
         ('distribution', None),
-        ('max_message_bytes', MAX_MESSAGE + 1),
+        ('max_message_bytes', MAX_BODY + 1),
         ('options', ['a', 'b']),
         ('options', {1: 2}),
         ('name', 3),

@@ -11,7 +11,7 @@ from parcels import run
 from workers import Casualty
 
 import looppool
-from looppool.frames import pack_header
+from looppool.frames import RUN, pack_header
 from looppool.kinds import Kind
 
 from .observed import PUTS, ObservedPool, Put, until
@@ -38,13 +38,15 @@ HOSTILE = {
     'nothing but zeros': bytes(64),
     'noise': bytes(range(256)),
     'an unknown kind': frame(99),
-    'a kind that only the pool sends': frame(Kind.TASK, run(pickle.dumps('task')), 1),
-    'results without their number': frame(Kind.RESULT),
-    'results that end before the last': frame(Kind.RESULT, run(b'a', b'b')[:-1]),
+    'a kind that only the pool sends': frame(Kind.TASK, pickle.dumps('task'), 1),
+    'results without their number': frame(Kind.RESULT | RUN),
+    'results that end before the last': frame(Kind.RESULT | RUN, run(b'a', b'b')[:-1]),
     'ready again': frame(Kind.READY),
     'a failed start after the start': frame(Kind.START_FAILED, b''),
     'goodbye before the pill': frame(Kind.BYE),
     'an answer to no task': frame(Kind.DONE, ids(999)),
+    'an answer to one that is no task': frame(Kind.DONE, ident=999),
+    'two answers to one task, each alone': frame(Kind.DONE, ident=ID) * 2,
     'an answer to this task and to no task': frame(Kind.DONE, ids(ID, 999)),
     'two answers to one task': frame(Kind.DONE, ids(ID)) + frame(Kind.DONE, ids(ID)),
     'two answers to one task in one frame': frame(Kind.DONE, ids(ID, ID)),
@@ -88,7 +90,7 @@ async def test_hostile_bytes_from_a_worker(data: bytes, logs: LogGuard) -> None:
 
 async def test_results_before_hostile_bytes_are_delivered(context: str, logs: LogGuard) -> None:
     logs.expect('broke the protocol')
-    result = frame(Kind.RESULT, run(pickle.dumps('result')))
+    result = frame(Kind.RESULT, pickle.dumps('result'))
     async with ObservedPool(context=context) as pool:
         pool.put_nowait(('write', result * 3 + frame(99) + result))
         assert await pool.take(3) == ['result'] * 3
@@ -118,10 +120,10 @@ async def test_link_that_ends_in_the_middle_of_a_frame(context: str, then: str, 
 FROM_THE_POOL = {
     'a length over the cap': pack_header(CAP + 9, Kind.TASK, 5),
     'an unknown kind': frame(99),
-    'a kind that only workers send': frame(Kind.RESULT, run(pickle.dumps(1))),
+    'a kind that only workers send': frame(Kind.RESULT, pickle.dumps(1)),
     'credit that nobody gave': frame(Kind.CREDIT, ids(1), 1),
     'credit without a size': frame(Kind.CREDIT, b'', 0),
-    'tasks that end before the last': frame(Kind.TASK, run(b'a', b'b')[:-1], 5),
+    'tasks that end before the last': frame(Kind.TASK | RUN, run(b'a', b'b')[:-1], 5),
     'a second configuration': frame(Kind.CONFIGURE, pickle.dumps({})),
     'a second start': frame(Kind.START, b''),
     'a definition that is no pickle': frame(Kind.DEFINE, b'no pickle'),
