@@ -18,6 +18,7 @@ from .events import PoolEvent
 from .here import CurrentWorker, current_worker
 from .lease import Lease
 from .member import Member
+from .peer import Peer, find_worker, wait_for_worker
 from .pool import Pool
 from .statistics import MemberStatistics, PoolStatistics
 from .worker import Worker, idempotent, task_done
@@ -30,6 +31,7 @@ __all__ = [
     'Member',
     'MemberStatistics',
     'MessageTooBig',
+    'Peer',
     'Pool',
     'PoolBroken',
     'PoolClosed',
@@ -43,7 +45,9 @@ __all__ = [
     'WorkerDied',
     'WorkerStartError',
     'current_worker',
+    'find_worker',
     'idempotent',
     'in_thread',
     'task_done',
+    'wait_for_worker',
 ]

@@ -18,6 +18,7 @@ from .child import INTERRUPT_SIGNAL
 from .codec import check_encoded, decode, encode, pack_error
 from .errors import TaskInterrupted
 from .exchange import Exchange
+from .kinds import RELAYED
 from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
@@ -55,6 +56,8 @@ class Callee:
         self._left = left
         self._forget = forget
         self._runner: Runner[int] = Runner(loop, self._ended)
+        self.where = ''
+        '''Which worker this is, for the errors that other workers get.'''
 
     def take_up(self, ident: int, body: bytes) -> None:
         '''Begin a call.'''
@@ -146,6 +149,8 @@ class Callee:
         if isinstance(exchange, Exchange):
             exchange.close()
         if error is not None:
+            if ident & RELAYED:
+                error.add_note(f'raised in {self.where}')
             self._end.failed(ident, *pack_error(error, self._end.max_own_body))
         self._forget(ident)
 

@@ -34,6 +34,7 @@ __all__ = [
     'check_encoded',
     'decode',
     'define',
+    'definitions',
     'encode',
     'forget_bodies',
     'pack_error',
@@ -230,6 +231,11 @@ _definitions: Final = _Definitions()
 _birth: Final = os.urandom(8).hex()
 
 
+def definitions(keys: Iterable[Key]) -> tuple[Definition, ...]:
+    '''The definitions with these keys and all that they need, in the order to send them.'''
+    return _in_order(_definitions.by_key[key][0] for key in keys)
+
+
 def forget_bodies() -> None:
     '''Make the definitions of this process anew when they are next needed: a notebook's cells may have changed them.'''
     _definitions.forget_bodies()
@@ -311,7 +317,7 @@ def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
     return _dumps((b'', _type_name(error), _str(error)[: limit // 16], text[-limit // 16 :]), PROTOCOL), ()
 
 
-def unpack_error(body: bytes, note: str) -> BaseException:
+def unpack_error(body: bytes, note: str | None = None) -> BaseException:
     '''The packed exception, with its remote traceback as the cause and `note` added.'''
     with _understood(body):
         data, name, message, text = pickle.loads(body)
@@ -320,11 +326,13 @@ def unpack_error(body: bytes, note: str) -> BaseException:
         try:
             error: BaseException = pickle.loads(data)
             error.__cause__ = remote
-            error.add_note(note)
+            if note:
+                error.add_note(note)
             return error
         except Exception as failure:
             remote.add_note(f'it could not be loaded here: {type(failure).__name__}')
-    remote.add_note(note)
+    if note:
+        remote.add_note(note)
     return remote
 
 

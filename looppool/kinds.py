@@ -3,11 +3,19 @@
 from enum import IntEnum
 from typing import Final
 
-__all__ = ['LEGAL', 'Kind', 'State']
+__all__ = ['ASKED', 'LEGAL', 'RELAYED', 'Kind', 'State']
+
+RELAYED: Final = 1 << 62
+ASKED: Final = 1 << 63
+'''Bits of ids; see `Kind`.'''
 
 
 class Kind(IntEnum):
-    '''What a frame is. The pool sends the first group, the worker the last, both the middle one.'''
+    '''What a frame is. The pool sends the first group, the worker the last, both the middle one.
+
+    Ids with the bit `RELAYED` are a row of their own, of the calls handed on to the worker; those with the bit `ASKED`
+    are the worker's, of what it asks of the pool.
+    '''
 
     CONFIGURE = 1
     '''How to set up the process, before anything of the user is imported.'''
@@ -24,6 +32,12 @@ class Kind(IntEnum):
     '''As TASK, of calls; the ids of both are one row.'''
     ABORT = 8
     '''id: the call that its caller has no use for any more.'''
+    RELAY = 9
+    '''As CALL, made by another worker: it is begun at once.'''
+    ANSWER = 10
+    '''As VALUE, to what the worker asked.'''
+    REFUSAL = 11
+    '''As FAILED, of what the worker asked.'''
     DEFINE = 16
     ITEM = 17
     '''id: that of the call.'''
@@ -42,6 +56,8 @@ class Kind(IntEnum):
     '''The worker has finalised and sends nothing more.'''
     VALUE = 38
     '''id: that of the call; body: what it returned.'''
+    ASK = 39
+    '''body: the length of a head (u32), what the pool is to do, and what with.'''
 
 
 class State(IntEnum):
@@ -62,10 +78,13 @@ LEGAL: Final[dict[Kind, tuple[State, ...]]] = {
     # These may cross the worker's BYE.
     Kind.CREDIT: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
     Kind.CANCEL: (State.READY, State.STOPPING, State.ENDED),
-    Kind.ABORT: (State.READY, State.STOPPING, State.ENDED),
-    Kind.ITEM: (State.READY, State.STOPPING, State.ENDED),
-    Kind.MORE: (State.READY, State.STOPPING, State.ENDED),
-    Kind.END: (State.READY, State.STOPPING, State.ENDED),
+    Kind.ABORT: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.RELAY: (State.READY, State.STOPPING, State.ENDED),
+    Kind.ANSWER: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.REFUSAL: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.ITEM: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.MORE: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.END: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
     Kind.PILL: (State.READY,),
     Kind.DEFINE: (State.STARTING, State.READY, State.STOPPING),
     Kind.READY: (State.STARTING,),
@@ -74,5 +93,6 @@ LEGAL: Final[dict[Kind, tuple[State, ...]]] = {
     Kind.DONE: (State.READY, State.STOPPING),
     Kind.FAILED: (State.READY, State.STOPPING),
     Kind.VALUE: (State.READY, State.STOPPING),
+    Kind.ASK: (State.STARTING, State.READY, State.STOPPING),
     Kind.BYE: (State.STOPPING,),
 }

@@ -157,6 +157,7 @@ class Lifecycle(Verbs):
 
     def _give_up(self, member: Member, owed: list[tuple[Parcel, bool]]) -> None:
         '''Fail all that the member had accepted; nobody will run it any more.'''
+        member.refuse_relays(self._closed_error(self._given_up, False))
         waiting = [(parcel, False) for parcel in member.slot.backlog]
         member.slot.backlog.clear()
         for parcel, started in owed + waiting:
@@ -325,6 +326,7 @@ class Lifecycle(Verbs):
         self.state = state
         self._reason = reason
         self._roster.dismiss_waiters(self._refusal())
+        self.changed.set()
 
     def _abandon(self, reason: str, state: str = 'stopping') -> None:
         '''Kill what there is, and replace nothing any more.'''

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from .callee import ANY
 from .calls import Addressed
 from .channel import Channel
-from .codec import Definition, Key, decode, define, unpack_error
+from .codec import Definition, Key, decode, define, definitions, pack_error, unpack_error
 from .errors import LoopPoolError, ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
+from .kinds import Kind
 from .process import Launch, start
 from .protocol import Parcel, PoolEnd
+from .relay import Relay, answer
 from .roster import Address, Slot
 from .runner import as_coroutine
 from .statistics import MemberStatistics
@@ -69,6 +71,8 @@ class Link:
         self._pool = member.pool
         self._loop = self._pool.asyncio_loop
         self._inbox: deque[bytes] = deque()
+        self.asked: dict[int, Relay | asyncio.Task[Any]] = {}
+        '''What the worker has asked and was not told yet.'''
         settings = self._pool.settings
         blueprint = member.blueprint
         configuration = pickle.dumps(settings.configuration(member.number, member.name, blueprint.launch))
@@ -156,13 +160,13 @@ class Link:
 
     def abandon(self, ident: int) -> None:
         '''Cancel a call: see that it ends, whatever it takes.'''
-        if ident in self.end.calls and not self.process.ended:
+        if self.end.awaits(ident) and not self.process.ended:
             self.end.abort(ident)
             self._loop.call_later(self._pool.settings.cancel_grace, self._insist, ident, 0.0)
 
     def _insist(self, ident: int, deadline: float) -> None:
         '''Interrupt a cancelled call that blocks its worker's loop; past the deadline, kill the worker.'''
-        if ident not in self.end.calls or self.process.ended:
+        if not self.end.awaits(ident) or self.process.ended:
             return
         grace, now = self._pool.settings.cancel_grace, self._loop.time()
         if self.page.stepping != ident:
@@ -178,6 +182,37 @@ class Link:
         '''Raise `TaskInterrupted` in a call, if it runs now.'''
         self.page.interrupt = ident
         self.process.interrupt()
+
+    # What the worker asks
+
+    def on_ask(self, ident: int, head: bytes, data: bytes) -> None:
+        answer(self._pool, self, ident, head, data)
+
+    def on_abort(self, ident: int) -> None:
+        if ident in self.asked:
+            self.asked[ident].cancel()
+
+    def answer(self, ident: int, kind: Kind, body: bytes, needs: tuple[Definition, ...]) -> None:
+        '''Tell the worker what came of what it asked.'''
+        del self.asked[ident]
+        if not self.process.ended:
+            self.end.answer(ident, kind, body, needs)
+
+    def fail(self, ident: int, error: BaseException) -> None:
+        '''Tell the worker that what it asked has failed.'''
+        self.answer(ident, Kind.REFUSAL, *pack_error(error, self.end.max_own_body))
+
+    def relay(self, relay: Relay) -> None:
+        '''Hand on a call of another worker.'''
+        relay.on_sent(self, self.end.relay(relay, relay.data, definitions(relay.asker.end.known)))
+
+    def end_relays(self, error: BaseException) -> None:
+        '''The process is gone: nobody answers what was handed on to it, and nobody waits for what it asked.'''
+        relays, self.end.relays = self.end.relays, {}
+        for relay in relays.values():
+            relay.on_error(error)
+        for asked in list(self.asked.values()):
+            asked.cancel()
 
     # Results
 
@@ -383,6 +418,8 @@ class Member(Addressed):
         self.expires = math.inf
         '''When the process is recycled, by the loop's clock.'''
         self._restart: asyncio.TimerHandle | None = None
+        self.relays: deque[Relay] = deque()
+        '''Calls of other workers that wait for a process.'''
 
     def __repr__(self) -> str:
         return f'<Member {self.slot.address!r} of pool {self.pool.name!r}: {self.state}, pid {self.pid}>'
@@ -520,6 +557,8 @@ class Member(Addressed):
         # A worker that is recycled after so many tasks may leave the rest to the next one.
         while self.slot.backlog and self.slot.open:
             self.slot.deliver(self.slot.backlog.popleft())
+        while self.relays:
+            self.link.relay(self.relays.popleft())
 
     def _send_counted(self, parcel: Parcel) -> None:
         assert self.link is not None and self.last_task is not None
@@ -527,6 +566,20 @@ class Member(Addressed):
         self.given += 1
         if self.given >= self.last_task:
             self.pool.recycle(self, f'it was given {self.last_task} tasks')
+
+    def relay(self, relay: Relay) -> None:
+        '''Hand on a call of another worker, as soon as there is a process.'''
+        if self.link is not None and self.state == 'ready':
+            self.link.relay(relay)
+        elif self.pool.supervises(self):
+            self.relays.append(relay)
+        else:
+            relay.on_error(self.pool._refusal())
+
+    def refuse_relays(self, error: BaseException) -> None:
+        '''There will be no process.'''
+        while self.relays:
+            self.relays.popleft().on_error(error)
 
     def retire(self) -> Link:
         '''Let the process finish what it was sent and exit; what comes from now on waits for the next one.'''

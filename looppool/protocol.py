@@ -15,6 +15,8 @@
    more than all else that the link does for it.
 8. A call is a task that is answered: VALUE or FAILED. While it is open, items may go both ways as it likes, against
    credit (MORE) of their receiver, up to an END.
+9. A worker may ask as well (ASK): for what the pool knows, or to hand a call on to another worker (RELAY), which takes
+   no permit there, so that two who wait for each other's answers get them.
 '''
 
 import struct
@@ -24,16 +26,17 @@ from typing import Any, Final, NamedTuple, Protocol
 from .codec import Definition, Key
 from .errors import ProtocolError
 from .frames import MAX_BODY, RUN, Parser, cut_run, pack_header, pack_runs
-from .kinds import LEGAL, Kind, State
+from .kinds import ASKED, LEGAL, RELAYED, Kind, State
 from .window import Window
 
-__all__ = ['Caller', 'Exchange', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'WorkerEnd', 'WorkerHandler']
+__all__ = ['HEAD_SIZE', 'Caller', 'Exchange', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'WorkerEnd', 'WorkerHandler']
 
 
 # Plain ints pack faster than members of an IntEnum.
 _RESULT: Final = int(Kind.RESULT)
 _TASK: Final = int(Kind.TASK)
 _CALL: Final = int(Kind.CALL)
+_RELAY: Final = int(Kind.RELAY)
 _ITEM: Final = int(Kind.ITEM)
 _VALUE: Final = int(Kind.VALUE)
 _DONE: Final = int(Kind.DONE)
@@ -43,6 +46,9 @@ OWN_BODY: Final = 64 * 1024
 _MOST_IDS: Final = OWN_BODY // 8
 _BYTES: Final = struct.Struct('<Q')
 _MORE: Final = struct.Struct('<IQ')
+_HEAD: Final = struct.Struct('<I')
+HEAD_SIZE: Final = _HEAD.size
+'''What comes on top of the head of what is asked, in bytes.'''
 
 
 class Terms(NamedTuple):
@@ -93,6 +99,8 @@ class PoolHandler(Protocol):
     def understand(self, body: bytes) -> BaseException: ...
     def on_failed(self, parcel: Parcel, error: BaseException) -> None: ...
     def on_answered(self, parcel: Parcel, *, failed: bool) -> None: ...
+    def on_ask(self, ident: int, head: bytes, data: bytes) -> None: ...
+    def on_abort(self, ident: int) -> None: ...
     def on_bye(self) -> None: ...
 
 
@@ -107,6 +115,7 @@ class WorkerHandler(Protocol):
     def on_cancel(self) -> None: ...
     def on_abort(self, ident: int) -> None: ...
     def on_early(self, ident: int) -> Exchange | None: ...
+    def on_told(self) -> None: ...
 
 
 Deliver = Callable[[int, int, list[bytes]], None]
@@ -128,7 +137,8 @@ class _End:
         self._run: list[bytes] = []
         '''Messages that leave in one frame, behind what is in `_out`.'''
         self._run_kind = self._run_ident = 0
-        self._known: set[Key] = set()
+        self.known: set[Key] = set()
+        '''The definitions that both sides have.'''
         self._table: dict[int, Callable[[int, bytes], None]] = {}
         '''What takes a frame, by its kind.'''
         self._legal: dict[int, Callable[[int, bytes], None]]
@@ -222,6 +232,10 @@ class _End:
         '''No more items will be sent.'''
         self._send(Kind.END, ident)
 
+    def abort(self, ident: int) -> None:
+        '''The answer to a call, or to what was asked, is of no use any more.'''
+        self._send(Kind.ABORT, ident)
+
     def _exchange(self, ident: int) -> Exchange | None:
         '''Whose items those with this id are; None if it has just ended.'''
         raise NotImplementedError
@@ -246,8 +260,8 @@ class _End:
 
     def _send_definitions(self, needs: tuple[Definition, ...]) -> None:
         for definition in needs:
-            if definition.key not in self._known:
-                self._known.add(definition.key)
+            if definition.key not in self.known:
+                self.known.add(definition.key)
                 self._send(Kind.DEFINE, 0, definition.body)
 
 
@@ -256,6 +270,8 @@ class PoolEnd(_End):
 
     :ivar owed: the tasks that were sent and have not ended, by id, in the order sent.
     :ivar calls: the calls likewise.
+    :ivar relays: who waits for the answers to calls that were handed on.
+    :ivar asks: the calls that the worker has made and that have items.
     :ivar results: the results that were taken up and are not done.
     '''
 
@@ -273,18 +289,23 @@ class PoolEnd(_End):
         self._wake_later = wake_later or wake
         self.owed: dict[int, Parcel] = {}
         self.calls: dict[int, Parcel] = {}
+        self.relays: dict[int, Caller] = {}
+        self.asks: dict[int, Exchange] = {}
+        self._last_relay = 0
         self.results = results
         self._handler = handler
         self._last_id = 0
         self._credits = 0
         self._credit_bytes = 0
         self._table = {
-            Kind.DEFINE: lambda _, body: self._known.add(handler.on_define(body)),
+            Kind.DEFINE: lambda _, body: self.known.add(handler.on_define(body)),
             Kind.READY: self._on_ready,
             Kind.START_FAILED: lambda _, body: handler.on_start_failed(body),
             Kind.DONE: self._on_done,
             Kind.FAILED: self._on_failed,
             Kind.VALUE: self._on_value,
+            Kind.ASK: self._on_ask,
+            Kind.ABORT: lambda ident, _: handler.on_abort(ident),
             Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
             Kind.MORE: self._on_more,
             Kind.END: self._on_end,
@@ -312,9 +333,24 @@ class PoolEnd(_End):
         self._run.append(data)
         return ident
 
-    def abort(self, ident: int) -> None:
-        '''The answer to a call is of no use any more.'''
-        self._send(Kind.ABORT, ident)
+    def relay(self, caller: Caller, data: bytes, needs: tuple[Definition, ...]) -> int:
+        '''Hand on a call of another worker; return its id.'''
+        self._send_definitions(needs)
+        self._last_relay += 1
+        ident = RELAYED | self._last_relay
+        self.relays[ident] = caller
+        self._send(Kind.RELAY, ident, data)
+        return ident
+
+    def answer(self, ident: int, kind: Kind, body: bytes, needs: tuple[Definition, ...]) -> None:
+        '''Tell the worker what came of what it asked: ANSWER or REFUSAL.'''
+        self.asks.pop(ident, None)
+        self._send_definitions(needs)
+        self._send(kind, ident, body)
+
+    def awaits(self, ident: int) -> bool:
+        '''Whether a call has not been answered.'''
+        return ident in self.calls or ident in self.relays
 
     def pill(self) -> None:
         '''Send the last message: finish what was accepted, then exit.'''
@@ -360,18 +396,28 @@ class PoolEnd(_End):
         finally:
             self._handler.on_done(size, before - len(owed))
 
-    def _exchange(self, ident: int) -> Exchange:
-        try:
-            call = self.calls[ident][1].call
-        except KeyError:
-            raise ProtocolError(f'call {ident} was said to go on, but it is not open') from None
-        assert call is not None
-        return call
+    def _exchange(self, ident: int) -> Exchange | None:
+        if ident & ASKED:
+            return self.asks.get(ident)
+        found = self.relays.get(ident) or (self.calls[ident][1].call if ident in self.calls else None)
+        if found is None:
+            raise ProtocolError(f'call {ident} was said to go on, but it is not open')
+        return found
+
+    def _on_ask(self, ident: int, body: bytes) -> None:
+        start = HEAD_SIZE
+        if len(body) < start or not ident & ASKED:
+            raise ProtocolError(f'what was asked ({ident}) has no head')
+        (length,) = _HEAD.unpack_from(body)
+        self._handler.on_ask(ident, body[start : start + length], body[start + length :])
 
     def _on_value(self, ident: int, body: bytes) -> None:
         self._answered(ident, failed=False).on_value(body)
 
     def _answered(self, ident: int, *, failed: bool) -> Caller:
+        relay = self.relays.pop(ident, None)
+        if relay is not None:
+            return relay
         parcel = self.calls.pop(ident, None)
         if parcel is None:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
@@ -381,7 +427,7 @@ class PoolEnd(_End):
         return call
 
     def _on_failed(self, ident: int, body: bytes) -> None:
-        if ident in self.calls:
+        if self.awaits(ident):
             self._answered(ident, failed=True).on_failure(body)
             return
         parcel = self.owed.get(ident)
@@ -402,24 +448,29 @@ class WorkerEnd(_End):
 
     :ivar results: the window of results; its permits are held from `send_result` to the pool's credit.
     :ivar exchanges: the open calls that have items.
+    :ivar asks: who waits for the answers to what was asked of the pool.
     '''
 
-    _hot = frozenset({_TASK, _CALL})
+    _hot = frozenset({_TASK, _CALL, _RELAY})
 
     def __init__(self, handler: WorkerHandler, deliver: Deliver, wake: Callable[[], None]) -> None:
         super().__init__(deliver, wake)
         self.exchanges: dict[int, Exchange] = {}
+        self.asks: dict[int, Caller] = {}
+        self._last_ask = 0
         self.results = Window(1, 1)
         self._handler = handler
         self._done: list[int] = []
         self._table = {
             Kind.CONFIGURE: self._on_configure,
-            Kind.DEFINE: lambda _, body: self._known.add(handler.on_define(body)),
+            Kind.DEFINE: lambda _, body: self.known.add(handler.on_define(body)),
             Kind.START: lambda _, body: handler.on_start(body),
             Kind.CREDIT: self._on_credit,
             Kind.PILL: self._on_pill,
             Kind.CANCEL: lambda _, body: handler.on_cancel(),
             Kind.ABORT: lambda ident, body: handler.on_abort(ident),
+            Kind.ANSWER: lambda ident, body: self._told(ident).on_value(body),
+            Kind.REFUSAL: lambda ident, body: self._told(ident).on_failure(body),
             Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
             Kind.MORE: self._on_more,
             Kind.END: self._on_end,
@@ -449,6 +500,7 @@ class WorkerEnd(_End):
         self._done.append(ident)
 
     def failed(self, ident: int, body: bytes, needs: tuple[Definition, ...]) -> None:
+        '''A task or a call has failed.'''
         self._send_definitions(needs)
         self._send(Kind.FAILED, ident, body)
 
@@ -458,7 +510,25 @@ class WorkerEnd(_End):
             self._send_definitions(needs)
         self._send(_VALUE, ident, body)
 
+    def ask(self, caller: Caller, head: bytes, data: bytes, needs: tuple[Definition, ...]) -> int:
+        '''Ask the pool for what `head` says, with `data`; return the id of the answer.'''
+        self._send_definitions(needs)
+        self._last_ask += 1
+        ident = ASKED | self._last_ask
+        self.asks[ident] = caller
+        self._send(Kind.ASK, ident, b''.join((_HEAD.pack(len(head)), head, data)))
+        return ident
+
+    def _told(self, ident: int) -> Caller:
+        caller = self.asks.pop(ident, None)
+        if caller is None:
+            raise ProtocolError(f'{ident} was answered, but it was not asked')
+        self._handler.on_told()
+        return caller
+
     def _exchange(self, ident: int) -> Exchange | None:
+        if ident & ASKED:
+            return self.asks.get(ident)
         return self.exchanges.get(ident) or self._handler.on_early(ident)
 
     def bye(self) -> None:

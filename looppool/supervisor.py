@@ -118,6 +118,10 @@ class Supervisor(Lifecycle):
         self._tell('ready', member)
         self.changed.set()
 
+    def supervises(self, member: Member) -> bool:
+        '''Whether the member will have a process again that serves everybody.'''
+        return self._supervising and not member.leaving
+
     def tasks_ended(self, member: Member, size: int, count: int) -> None:
         '''`count` tasks of `size` bytes in all are done.'''
         self._roster.release(member.slot, size, count)
@@ -133,6 +137,8 @@ class Supervisor(Lifecycle):
         error = link.error()
         current = link is member.link
         owed = member.bury(link)
+        ended = error if self._supervising else self._closed_error(self._given_up, None)
+        link.end_relays(_with_fate(ended, started=True))
         self.changed.set()
         if self.state == 'starting':
             self._cause = self._cause or error
@@ -224,6 +230,7 @@ class Supervisor(Lifecycle):
 
     def _lose(self, member: Member, owed: list[tuple[Parcel, bool]], error: LoopPoolError) -> None:
         '''Nobody comes in the place of this member: what it had goes where it can, and fails where it can't.'''
+        member.refuse_relays(_with_fate(error, started=False))
         slot = member.slot
         owed = owed + [(parcel, False) for parcel in slot.backlog]
         slot.backlog.clear()

@@ -28,13 +28,14 @@ from typing import Any, Final, NoReturn
 from tornado.ioloop import IOLoop
 
 from . import child
+from .asking import Asking, set_asking
 from .callee import Callee, interruptible
 from .channel import Channel
 from .codec import Key, check_encoded, decode, define, encode, pack_error
 from .errors import Full, PoolClosed, ProtocolError
 from .exchange import Exchange
 from .here import CurrentWorker, set_current_worker
-from .kinds import Kind
+from .kinds import RELAYED, Kind
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
 from .status import TAKEN_UP, StatusPage
@@ -54,6 +55,7 @@ _RUNNING: Final = object()
 _CALLED: Final = object()
 '''The state of an open call.'''
 _CALL: Final = int(Kind.CALL)
+_RELAY: Final = int(Kind.RELAY)
 
 
 def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
@@ -106,8 +108,13 @@ class WorkerMain:
         self._page = page
         self._words = page.words
         self._pending: deque[tuple[int, int, bytes]] = deque()
+        self._relayed: deque[tuple[int, int, bytes]] = deque()
+        '''Calls of other workers that are not taken up.'''
+        self._last_relay = 0
         self._open: dict[int, Any] = {}
         '''The tasks that are taken up and have not ended, with their states.'''
+        self._relays: set[int] = set()
+        '''The calls of other workers that are taken up and have not ended.'''
         self._deferred: set[int] = set()
         '''Those that said they are done while an exception passes through their handler.'''
         self._overdrawn: set[int] = set()
@@ -127,6 +134,8 @@ class WorkerMain:
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
         self._end = WorkerEnd(self, self._receive, self._channel.wake)
         self._callee = Callee(self.loop, self._end, self._words, self._leave_if_forked, self._forget)
+        self._asking = Asking(self.loop, self._end)
+        set_asking(self._asking)
         interruptible(self._words, WorkerMain._handle.__code__)
         self._channel.open(self._end)
 
@@ -180,6 +189,8 @@ class WorkerMain:
         _set_title(f'looppool: {self._configuration["pool"]} worker {self._configuration["number"]}')
         here = self._configuration
         set_current_worker(CurrentWorker(here['number'], here['name'], here['pool']))
+        address = here['number'] if here['name'] is None else here['name']
+        self._callee.where = f'worker {address} (pid {os.getpid()}) of pool {here["pool"]!r}'
         # The attributes are there before a subclass's __init__ may want them.
         worker = worker_class.__new__(worker_class)
         worker._main = self
@@ -209,13 +220,16 @@ class WorkerMain:
     # Tasks
 
     def _receive(self, kind: int, first: int, tasks: list[bytes]) -> None:
-        self._pending.extend(zip(itertools.repeat(kind), itertools.count(first), tasks))
+        line = self._relayed if kind == _RELAY else self._pending
+        line.extend(zip(itertools.repeat(kind), itertools.count(first), tasks))
 
     def _work(self, deadline: float) -> bool:
         '''Take up what may be taken up; the channel's `work`.'''
         pending, open_, results, words = self._pending, self._open, self._end.results, self._words
         clock = time.monotonic
         self._working = True
+        if self._relayed:
+            self._take_up_relayed()
         while (
             pending
             and self._concurrency > len(open_) < results.limit - results.used
@@ -238,6 +252,15 @@ class WorkerMain:
             return False
         self._working = False
         return True
+
+    def _take_up_relayed(self) -> None:
+        '''Begin what other workers call, at once: what is busy here may wait for them.'''
+        while self._relayed:
+            _, ident, body = self._relayed.popleft()
+            self._last_relay = ident
+            self._relays.add(ident)
+            _current.set(0)
+            self._callee.take_up(ident, body)
 
     def _handle(self, ident: int, body: bytes) -> None:
         context = contextvars.copy_context()
@@ -308,7 +331,10 @@ class WorkerMain:
             os._exit(code if isinstance(code, int) else 1)
 
     def _forget(self, ident: int) -> None:
-        del self._open[ident]
+        if ident in self._relays:
+            self._relays.discard(ident)
+        else:
+            del self._open[ident]
         if self._deferred:
             self._deferred.discard(ident)
         if self._overdrawn:
@@ -368,6 +394,9 @@ class WorkerMain:
     def on_credit(self) -> None:
         self._credit.set()
 
+    def on_told(self) -> None:
+        self._asking.on_told()
+
     # Stopping
 
     def on_pill(self) -> None:
@@ -376,6 +405,8 @@ class WorkerMain:
 
     def on_cancel(self) -> None:
         self._pending.clear()
+        for ident in list(self._relays):
+            self._callee.abort(ident)
         for ident, state in list(self._open.items()):
             if state is _CALLED:
                 self._callee.abort(ident)
@@ -386,21 +417,23 @@ class WorkerMain:
 
     def on_early(self, ident: int) -> Exchange | None:
         '''Items have come for a call that is not open: not yet, or not any more.'''
-        return self._callee.exchange(ident) if ident > self._words[TAKEN_UP] else None
+        taken_up = self._last_relay if ident & RELAYED else self._words[TAKEN_UP]
+        return self._callee.exchange(ident) if ident > taken_up else None
 
     def on_abort(self, ident: int) -> None:
-        if ident in self._open:
+        if ident in self._open or ident in self._relays:
             self._callee.abort(ident)
             return
-        for waiting in self._pending:
+        line = self._relayed if ident & RELAYED else self._pending
+        for waiting in line:
             if waiting[1] == ident:
-                self._pending.remove(waiting)
+                line.remove(waiting)
                 self._end.exchanges.pop(ident, None)
                 self._end.failed(ident, *pack_error(asyncio.CancelledError()))
                 break
 
     def _finish_if_idle(self) -> None:
-        if self._stopping and not self._open and not self._pending:
+        if self._stopping and not (self._open or self._pending or self._relays):
             self._stopping = False
             self._finishing = self.loop.create_task(self._finish(), context=self._context)
 

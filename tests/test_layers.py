@@ -21,11 +21,11 @@ LAYERS = {
     0: ('errors', 'window', 'kinds', 'frames', 'codec', 'protocol', 'budget', 'roster'),
     1: (
         'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
-        'here', 'worker', 'workermain',
+        'here', 'worker', 'asking', 'workermain',
     ),
     2: (
-        'settings', 'statistics', 'events', 'mapping', 'calls', 'handlers', 'member', 'lifecycle', 'supervisor',
-        'elastic', 'lease', 'pool',
+        'settings', 'statistics', 'events', 'mapping', 'calls', 'handlers', 'relay', 'member', 'lifecycle',
+        'supervisor', 'elastic', 'lease', 'peer', 'pool',
     ),
 }
 '''Every other module is optional: layer 3.'''

@@ -12,17 +12,18 @@ from parcels import parcel, run
 from looppool.codec import Definition, Key
 from looppool.errors import ProtocolError
 from looppool.frames import RUN, Frame, Parser, pack_header
+from looppool.kinds import ASKED, Kind, State
 from looppool.kinds import LEGAL as TABLE
-from looppool.kinds import Kind, State
 from looppool.protocol import OWN_BODY, PoolEnd, WorkerEnd
 from looppool.window import Window
 
-BOTH_WAYS = {Kind.DEFINE, Kind.ITEM, Kind.MORE, Kind.END}
+BOTH_WAYS = {Kind.DEFINE, Kind.ITEM, Kind.MORE, Kind.END, Kind.ABORT}
 TO_WORKER = BOTH_WAYS | {
-    Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CALL, Kind.CREDIT, Kind.PILL, Kind.CANCEL, Kind.ABORT
+    Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CALL, Kind.RELAY, Kind.ANSWER, Kind.REFUSAL, Kind.CREDIT,
+    Kind.PILL, Kind.CANCEL,
 }
 TO_POOL = BOTH_WAYS | {
-    Kind.READY, Kind.START_FAILED, Kind.RESULT, Kind.DONE, Kind.FAILED, Kind.VALUE, Kind.BYE
+    Kind.READY, Kind.START_FAILED, Kind.RESULT, Kind.DONE, Kind.FAILED, Kind.VALUE, Kind.ASK, Kind.BYE
 }
 STATES = list(State)
 NEW, STARTING, READY, STOPPING, ENDED = STATES
@@ -31,11 +32,15 @@ LEGAL = {
     Kind.START: {STARTING},
     Kind.TASK: {READY},
     Kind.CALL: {READY},
-    Kind.ABORT: {READY, STOPPING, ENDED},
-    Kind.ITEM: {READY, STOPPING, ENDED},
-    Kind.MORE: {READY, STOPPING, ENDED},
-    Kind.END: {READY, STOPPING, ENDED},
+    Kind.RELAY: {READY, STOPPING, ENDED},
+    Kind.ASK: {STARTING, READY, STOPPING},
+    Kind.ABORT: {STARTING, READY, STOPPING, ENDED},
+    Kind.ITEM: {STARTING, READY, STOPPING, ENDED},
+    Kind.MORE: {STARTING, READY, STOPPING, ENDED},
+    Kind.END: {STARTING, READY, STOPPING, ENDED},
     Kind.VALUE: {READY, STOPPING},
+    Kind.ANSWER: {STARTING, READY, STOPPING, ENDED},
+    Kind.REFUSAL: {STARTING, READY, STOPPING, ENDED},
     Kind.CREDIT: {STARTING, READY, STOPPING, ENDED},
     Kind.PILL: {READY},
     Kind.CANCEL: {READY, STOPPING, ENDED},
@@ -92,6 +97,7 @@ def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
     '''A pool's end in that state, which owes task 1 and call 2 from READY on.'''
     recorder = Recorder()
     end = PoolEnd(recorder, recorder.deliver, recorder.wake, Window(4, 100))
+    end.asks[ASKED | 9] = recorder
     if state >= State.STARTING:
         end.start(b'configuration', b'worker', ())
     if state >= State.READY:
@@ -111,6 +117,7 @@ def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
 def worker_end(state: State = State.READY) -> tuple[WorkerEnd, Recorder]:
     recorder = Recorder()
     end = WorkerEnd(recorder, recorder.deliver, recorder.wake)
+    end.asks[ASKED | 9] = recorder
     if state >= State.STARTING:
         end.receive_data(frame(Kind.CONFIGURE))
         end.results = Window(4, 100)
@@ -134,8 +141,9 @@ def well_formed(kind: Kind) -> bytes:
     if kind == Kind.CREDIT:
         return frame(kind, 0, NO_CREDIT)
     if kind == Kind.MORE:
-        return frame(kind, 2, struct.pack('<IQ', 0, 0))
-    return frame(kind, {Kind.FAILED: 1, Kind.DONE: 1, Kind.TASK: 1, Kind.CALL: 1}.get(kind, 2))
+        return frame(kind, ASKED | 9, struct.pack('<IQ', 0, 0))
+    ident = {Kind.FAILED: 1, Kind.DONE: 1, Kind.VALUE: 2}.get(kind, ASKED | 9)
+    return frame(kind, ident, bytes(4) if kind == Kind.ASK else b'')
 
 
 def ids(*numbers: int) -> bytes:
@@ -163,7 +171,8 @@ def test_a_frame_is_handled_where_the_table_allows_it(make: Any, its_kinds: Any,
     if kind in its_kinds and state in LEGAL[kind]:
         end.receive_data(well_formed(kind))
         # An answer is told to the pool and to the caller.
-        assert len(recorder.calls) + len(recorder.inbox) == 1 + (kind == Kind.VALUE)
+        two = kind in (Kind.VALUE, Kind.ANSWER, Kind.REFUSAL)
+        assert len(recorder.calls) + len(recorder.inbox) == 1 + two
     else:
         with pytest.raises(ProtocolError, match=f'kind {kind:d} .*{state.name}'):
             end.receive_data(well_formed(kind))
@@ -175,11 +184,11 @@ def test_a_frame_is_handled_where_the_table_allows_it(make: Any, its_kinds: Any,
 @pytest.mark.parametrize(('make', 'its_kinds'), [(pool_end, TO_POOL), (worker_end, TO_WORKER)], ids=['pool', 'worker'])
 def test_only_messages_come_in_runs(make: Any, its_kinds: Any, kind: Kind, state: State) -> None:
     end, recorder = make(state)
-    data = frame(kind | RUN, 2, run(b'a', b'b'))
+    data = frame(kind | RUN, ASKED | 9, run(b'a', b'b'))
 
-    if kind in its_kinds & {Kind.TASK, Kind.CALL, Kind.RESULT} and state in LEGAL[kind]:
+    if kind in its_kinds & {Kind.TASK, Kind.CALL, Kind.RELAY, Kind.RESULT} and state in LEGAL[kind]:
         end.receive_data(data)
-        assert recorder.inbox == [(2, b'a'), (2, b'b')]
+        assert recorder.inbox == [(ASKED | 9, b'a'), (ASKED | 9, b'b')]
     elif kind == Kind.ITEM and state in LEGAL[kind]:
         end.receive_data(data)
         assert recorder.calls == [('on_items', [b'a', b'b'])]
@@ -517,3 +526,56 @@ def test_a_window_takes_nothing_back_that_nobody_holds() -> None:
 
     window.give(10, 1)
     assert (window.used, window.bytes) == (0, 0)
+
+
+# What a worker asks
+
+
+def test_an_answer_comes_to_whoever_asked_once() -> None:
+    end, _ = worker_end()
+    caller = Recorder()
+    ident = end.ask(caller, b'head', b'data', (DEFINITION,))
+    pool, recorder = pool_end()
+
+    pool.receive_data(end.data_to_send())
+    assert [call[0] for call in recorder.calls] == ['on_define', 'on_ask']
+    assert recorder.calls[1][1:] == (ident, b'head', b'data')
+
+    pool.answer(ident, Kind.ANSWER, b'answer', ())
+    answer = pool.data_to_send()
+    end.receive_data(answer)
+    assert caller.calls == [('on_value', b'answer')]
+    with pytest.raises(ProtocolError, match='not asked'):
+        end.receive_data(answer)
+
+
+@pytest.mark.parametrize('bad', [frame(Kind.ASK, ASKED | 1, b'abc'), frame(Kind.ASK, 1, bytes(4))])
+def test_an_ask_has_a_head_and_an_id_of_its_row(bad: bytes) -> None:
+    end, recorder = pool_end()
+
+    with pytest.raises(ProtocolError, match='no head'):
+        end.receive_data(bad)
+
+    assert not recorder.calls
+
+
+@pytest.mark.parametrize('make', [pool_end, worker_end])
+def test_items_of_what_has_just_been_answered_are_let_go(make: Any) -> None:
+    end, recorder = make()
+
+    end.receive_data(frame(Kind.ITEM, ASKED | 5) + frame(Kind.MORE, ASKED | 5) + frame(Kind.END, ASKED | 5))
+
+    assert not recorder.calls
+
+
+def test_a_relay_is_answered_like_a_call_and_takes_no_part_in_the_books() -> None:
+    end, recorder = pool_end()
+    callers = Recorder(), Recorder()
+    idents = [end.relay(caller, b'data', ()) for caller in callers]
+
+    end.receive_data(frame(Kind.VALUE, idents[0], b'value') + frame(Kind.FAILED, idents[1], b'why'))
+
+    assert [caller.calls for caller in callers] == [[('on_value', b'value')], [('on_failure', b'why')]]
+    assert not recorder.calls and set(end.owed) | set(end.calls) == {1, 2}
+    with pytest.raises(ProtocolError, match='not owed'):
+        end.receive_data(frame(Kind.VALUE, idents[0], b'value'))
