@@ -18,12 +18,14 @@ from .events import PoolEvent
 from .here import CurrentWorker, current_worker
 from .lease import Lease
 from .member import Member
+from .packing import Codec
 from .peer import Peer, find_worker, wait_for_worker
 from .pool import Pool
 from .statistics import MemberStatistics, PoolStatistics
 from .worker import Worker, idempotent, task_done
 
 __all__ = [
+    'Codec',
     'CurrentWorker',
     'Full',
     'Lease',

@@ -7,6 +7,7 @@ from typing import Final
 
 from .codec import Encoded, check_encoded, unpack_error
 from .errors import Full
+from .packing import Packing
 from .protocol import HEAD_SIZE, Caller, WorkerEnd
 
 __all__ = ['Asking', 'Op', 'asking', 'set_asking']
@@ -25,11 +26,15 @@ class Op:
 
 
 class Asking:
-    '''Asks the pool. It is the link of the calls that this worker makes. All methods belong to the loop's thread.'''
+    '''Asks the pool. It is the link of the calls that this worker makes. All methods belong to the loop's thread.
+
+    :ivar packing: what is done with what goes to other workers.
+    '''
 
     def __init__(self, loop: asyncio.AbstractEventLoop, end: WorkerEnd) -> None:
         self.loop = loop
         self.end = end
+        self.packing = Packing()
         self._turn = asyncio.Lock()
         self._answered = asyncio.Event()
         self._thread = get_ident()

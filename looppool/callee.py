@@ -15,10 +15,11 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from .child import INTERRUPT_SIGNAL
-from .codec import check_encoded, decode, encode, pack_error
+from .codec import check_encoded, decode, pack_error
 from .errors import TaskInterrupted
 from .exchange import Exchange
 from .kinds import RELAYED
+from .packing import Packing
 from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
@@ -40,6 +41,7 @@ class Callee:
     :param words: of the status page.
     :param left: called when the code of a call was left, with what it raised; it ends a child that the code has forked.
     :param forget: called with the id of each call that has ended.
+    :ivar packing: what is done with values and items.
     '''
 
     def __init__(
@@ -50,6 +52,7 @@ class Callee:
         left: Callable[[BaseException | None], None],
         forget: Callable[[int], None],
     ) -> None:
+        self.packing = Packing()
         self._loop = loop
         self._end = end
         self._words = words
@@ -81,7 +84,7 @@ class Callee:
         '''This side of the items of a call; some may come before the call is taken up.'''
         exchange = self._end.exchanges.get(ident)
         if not isinstance(exchange, Exchange):
-            exchange = self._end.exchanges[ident] = Exchange(self._loop)
+            exchange = self._end.exchanges[ident] = Exchange(self._loop, self.packing)
             exchange.attach(self._end, ident)
         return exchange
 
@@ -112,7 +115,7 @@ class Callee:
     def _answer(self, ident: int, value: Any) -> None:
         self._left(None)
         try:
-            encoded = encode(value)
+            encoded = self.packing.pickle(value)
         except Exception as error:
             if isinstance(value, (Generator, AsyncGenerator)):
                 error.add_note('the function is a generator: use stream(...) instead of call(...)')

@@ -17,6 +17,7 @@ from .codec import decode
 from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied
 from .exchange import Exchange
 from .mapping import mapped
+from .packing import Packing
 from .worker import is_idempotent
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class ItemStream(AsyncIterator[T], Generic[T]):
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        exchange = Exchange(loop)
+        exchange = Exchange(loop, self._verbs._packing())
         call = _StreamCall(loop, self._request[1], exchange)
         await self._verbs._make(call, self._request)
         self._exchange, self._call = exchange, call
@@ -199,7 +200,7 @@ class OpenStream(Exchange):
     '''
 
     def __init__(self, verbs: 'Verbs', request: Request) -> None:
-        super().__init__(asyncio.get_running_loop())
+        super().__init__(asyncio.get_running_loop(), verbs._packing())
         self._verbs = verbs
         self._request = request
         self._call = _StreamCall(self._loop, request[1], self)
@@ -231,6 +232,9 @@ class Verbs:
         await self._accept(self._pack_call(call, request))
 
     def _pack_call(self, call: Call, request: Request) -> 'Parcel':
+        raise NotImplementedError
+
+    def _packing(self) -> Packing:
         raise NotImplementedError
 
     async def _accept(self, parcel: 'Parcel') -> None:
@@ -348,6 +352,9 @@ class Addressed(Verbs):
     def _pack_call(self, call: Call, request: Request) -> 'Parcel':
         data, terms = self.pool._pack_call(call, request)
         return data, terms._replace(number=self._address())
+
+    def _packing(self) -> Packing:
+        return self.pool._packing()  # type: ignore[no-any-return]
 
     async def _accept(self, parcel: 'Parcel') -> None:
         await self.pool._accept(parcel)

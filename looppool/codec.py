@@ -9,10 +9,12 @@
 3. A definition is known by a key that is unique across processes, so its owner recognises it when it comes back:
    an instance of a script's class that a worker returns is an instance of the script's very class.
 4. `decode` is plain ``pickle.loads``; a message may only refer to definitions that arrived before it.
-5. `pack_error` never fails: an exception that can't travel as itself travels as `RemoteError`.
+5. What pickle does with a type may be replaced (`Reducers`), in every pickler here.
+6. `pack_error` never fails: an exception that can't travel as itself travels as `RemoteError`.
 '''
 
 import contextlib
+import copyreg
 import functools
 import io
 import os
@@ -20,7 +22,7 @@ import pickle
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
@@ -31,12 +33,15 @@ __all__ = [
     'Definition',
     'Encoded',
     'Key',
+    'Reducers',
     'check_encoded',
     'decode',
     'define',
     'definitions',
     'encode',
+    'encode_with',
     'forget_bodies',
+    'in_order',
     'pack_error',
     'unpack_error',
 ]
@@ -59,6 +64,9 @@ class Definition(NamedTuple):
 Encoded = tuple[bytes, tuple[Definition, ...]]
 '''A pickled object and the definitions that it needs, in the order to send them.'''
 
+Reducers = Mapping[type, Callable[[Any], tuple[Any, ...]]]
+'''How to pickle the objects of exactly these types, as ``copyreg.dispatch_table`` says it.'''
+
 _dumps: Final = pickle.dumps
 decode: Final[Callable[[bytes], Any]] = pickle.loads
 
@@ -68,14 +76,29 @@ def encode(obj: object) -> Encoded:
     try:
         data = _dumps(obj, PROTOCOL)
     except Exception:
-        return _dump_with(_value_pickler(), obj)
+        return _dump_with(_value_pickler(), obj, {})
     # Twice as fast as `in`, which tries to read the needle as an integer first.
     if data.find(b'__main__') < 0:
         return data, ()
+    return _encode_by_reference(obj, {})
+
+
+def encode_with(reducers: Reducers, obj: object) -> Encoded:
+    '''As `encode`, but pickle what has one of the types in `reducers` as is said there.'''
     try:
-        return _dump_with(_ReferencePickler, obj)
+        data, _ = _dump_with(_PlainPickler, obj, reducers)
     except Exception:
-        return _dump_with(_value_pickler(), obj)
+        return _dump_with(_value_pickler(), obj, reducers)
+    if data.find(b'__main__') < 0:
+        return data, ()
+    return _encode_by_reference(obj, reducers)
+
+
+def _encode_by_reference(obj: object, reducers: Reducers) -> Encoded:
+    try:
+        return _dump_with(_ReferencePickler, obj, reducers)
+    except Exception:
+        return _dump_with(_value_pickler(), obj, reducers)
 
 
 def check_encoded(encoded: Encoded, limit: int) -> None:
@@ -86,24 +109,31 @@ def check_encoded(encoded: Encoded, limit: int) -> None:
         check_size(len(definition.body), limit)
 
 
-def _dump_with(pickler_class: Any, obj: object) -> Encoded:
+def _dump_with(pickler_class: Any, obj: object, reducers: Reducers) -> Encoded:
     file = io.BytesIO()
-    pickler = pickler_class(file)
+    pickler = pickler_class(file, reducers)
     pickler.dump(obj)
-    return file.getvalue(), _in_order(pickler.needs.values())
+    return file.getvalue(), in_order(pickler.needs.values())
 
 
-class _ReferencePickler(pickle.Pickler):
-    '''Refers to definitions and leaves the rest to C; fails on what of ``__main__`` is no definition.'''
+class _PlainPickler(pickle.Pickler):
+    '''Does what ``pickle.dumps`` does, but for the types in `reducers`.'''
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, reducers: Reducers) -> None:
+        if reducers:
+            self.dispatch_table = {**copyreg.dispatch_table, **reducers}
         super().__init__(file, PROTOCOL)
+        self.reducers = reducers
         self.needs: dict[Key, Definition] = {}
+
+
+class _ReferencePickler(_PlainPickler):
+    '''Refers to definitions and leaves the rest to C; fails on what of ``__main__`` is no definition.'''
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, _NAMED):
             return NotImplemented
-        definition = _definitions.of(obj)
+        definition = _definitions.of(obj, self.reducers)
         if definition is not None:
             self.needs[definition.key] = definition
             return _resolve, definition.key
@@ -119,15 +149,19 @@ def _value_pickler() -> Any:
     class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         '''Refers to definitions; sends the rest of ``__main__`` by value, also what cloudpickle leaves to its name.'''
 
-        def __init__(self, file: io.BytesIO) -> None:
+        def __init__(self, file: io.BytesIO, reducers: Reducers) -> None:
+            if reducers:
+                # Before the rest: the pickler reads it once, when it is made.
+                self.dispatch_table = {**cloudpickle.Pickler.dispatch_table, **reducers}
             super().__init__(file, PROTOCOL)
+            self.reducers = reducers
             self.needs: dict[Key, Definition] = {}
             self._defines = _definitions.under_way
             if self._defines:
                 self.globals_ref[id(vars(sys.modules['__main__']))] = _Namespace(origin=_origin())
 
         def reducer_override(self, obj: Any) -> Any:
-            definition = _definitions.of(obj) if isinstance(obj, _NAMED) else None
+            definition = _definitions.of(obj, self.reducers) if isinstance(obj, _NAMED) else None
             if definition is not None:
                 self.needs[definition.key] = definition
                 return _resolve, definition.key
@@ -194,7 +228,7 @@ class _Definitions:
         self.under_way: set[int] = set()
         self._count = 0
 
-    def of(self, obj: Any) -> Definition | None:
+    def of(self, obj: Any, reducers: Reducers) -> Definition | None:
         '''The definition of a class or function from the top level of ``__main__``, made at first sight.
 
         None also for one that is just being made: where definitions need each other, the inner one has the outer one
@@ -202,13 +236,13 @@ class _Definitions:
         '''
         found = self._by_object.get(id(obj))
         if found is None and _is_top_level_of_main(obj) and id(obj) not in self.under_way:
-            found = self._make(obj)
+            found = self._make(obj, reducers)
         return found
 
-    def _make(self, obj: Any) -> Definition:
+    def _make(self, obj: Any, reducers: Reducers) -> Definition:
         self.under_way.add(id(obj))
         try:
-            data, needs = _dump_with(_value_pickler(), obj)
+            data, needs = _dump_with(_value_pickler(), obj, reducers)
         finally:
             self.under_way.discard(id(obj))
         self._count += 1
@@ -233,7 +267,7 @@ _birth: Final = os.urandom(8).hex()
 
 def definitions(keys: Iterable[Key]) -> tuple[Definition, ...]:
     '''The definitions with these keys and all that they need, in the order to send them.'''
-    return _in_order(_definitions.by_key[key][0] for key in keys)
+    return in_order(_definitions.by_key[key][0] for key in keys)
 
 
 def forget_bodies() -> None:
@@ -251,7 +285,7 @@ def _is_top_level_of_main(obj: Any) -> bool:
     return obj.__module__ == '__main__' and getattr(sys.modules['__main__'], name, None) is obj
 
 
-def _in_order(definitions: Iterable[Definition]) -> tuple[Definition, ...]:
+def in_order(definitions: Iterable[Definition]) -> tuple[Definition, ...]:
     '''The definitions and all that they need, each once, behind what it needs.'''
     ordered: dict[Key, Definition] = {}
     for definition in definitions:
@@ -339,7 +373,7 @@ def unpack_error(body: bytes, note: str | None = None) -> BaseException:
 def _encode_error(error: BaseException) -> Encoded:
     if _survives(error):
         return encode(error)
-    return _dump_with(_error_pickler(), error)
+    return _dump_with(_error_pickler(), error, {})
 
 
 @functools.cache

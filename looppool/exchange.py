@@ -12,8 +12,9 @@ from collections import deque
 from typing import Any, Final, Protocol, Self
 
 from .channel import SLICE
-from .codec import Definition, check_encoded, decode, encode
+from .codec import Definition, check_encoded
 from .errors import ProtocolError, StreamClosed
+from .packing import Packing
 from .window import Window
 
 __all__ = ['Exchange']
@@ -40,8 +41,9 @@ class Exchange:
     ``async for item in stream`` receives until no more are sent; several may receive, each item goes to one of them.
     '''
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, packing: Packing) -> None:
         self._loop = loop
+        self._packing = packing
         self._side: Side | None = None
         self._ident = 0
         self._out = Window(CREDIT, CREDIT_BYTES)
@@ -105,7 +107,7 @@ class Exchange:
         :raises MessageTooBig: the pickled item is larger than ``Pool(max_message_bytes=...)``.
         :raises Exception: the error of pickling it.
         '''
-        body, needs = encoded = encode(item)
+        body, needs = encoded = self._packing.pack(item)
         if time.monotonic() > self._slice_end:
             # Items that are made without waiting for anything must not keep the loop from turning.
             await asyncio.sleep(0)
@@ -153,7 +155,7 @@ class Exchange:
         self._taken_bytes += len(body)
         if not self._in or self._taken >= CREDIT // 4:
             self._give_back()
-        return decode(body)
+        return self._packing.unpack(body)
 
     def __aiter__(self) -> Self:
         return self

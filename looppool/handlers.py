@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from .codec import decode
+from .packing import Packing
 from .runner import Runner, as_coroutine
 
 __all__ = ['FAILURES', 'Handlers', 'current_handlers', 'end_result']
@@ -35,17 +35,19 @@ class Handlers:
 
     :param name: the pool's, for the log.
     :param changed: set when one has ended.
+    :param packing: the pool's.
     :ivar running: how many coroutines have not ended.
     :ivar stoppers: how many of them wait for the pool to stop.
     :ivar untold: failures that the application is still to be told.
     '''
 
-    def __init__(self, name: str, changed: asyncio.Event) -> None:
+    def __init__(self, name: str, changed: asyncio.Event, packing: Packing) -> None:
         self.running = 0
         self.stoppers = 0
         self.untold = 0
         self._name = name
         self._changed = changed
+        self._packing = packing
         self._runner: Runner[Ended] | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, Any], ended: Ended) -> None:
@@ -80,9 +82,9 @@ class Handlers:
         self._changed.set()
         task: Any = data
         try:
-            task = decode(data)
+            task = self._packing.unpack(data)
         except Exception as failure:
-            error.add_note(f'the task is given as its pickled bytes, as it could not be loaded: {failure!r}')
+            error.add_note(f'the task is given as its bytes, as it could not be loaded: {failure!r}')
         try:
             coroutine = as_coroutine(process_failure(task, error))
         except FAILURES as failure:

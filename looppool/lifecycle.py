@@ -24,6 +24,7 @@ from .errors import LoopPoolError, PoolBroken, PoolClosed
 from .events import Events, Feed
 from .handlers import Handlers, current_handlers
 from .member import DEFAULT, Member
+from .packing import Packing
 from .protocol import Parcel
 from .roster import Roster
 from .settings import Settings
@@ -46,6 +47,7 @@ class Lifecycle(Verbs):
     :ivar members: one `Member` a worker, by number.
     :ivar named: the workers that have names, by name.
     :ivar ioloop: the Tornado loop that the pool lives on; None before it is started, if none was given.
+    :ivar packing: what is done with what goes over its links.
     :ivar changed: set whenever something has happened that a start or a stop may wait for.
     :ivar draining: whether a stop waits for results to be done.
     '''
@@ -65,7 +67,8 @@ class Lifecycle(Verbs):
         self.ioloop = ioloop
         self.changed = asyncio.Event()
         self.draining = False
-        self.handlers = Handlers(self.name, self.changed)
+        self.packing = Packing(settings.codec)
+        self.handlers = Handlers(self.name, self.changed, self.packing)
         self._roster = roster
         self.members: tuple[Member, ...] = ()
         self.named: dict[str, Member] = {}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from .callee import ANY
 from .calls import Addressed
 from .channel import Channel
-from .codec import Definition, Key, decode, define, definitions, pack_error, unpack_error
+from .codec import Definition, Key, define, definitions, pack_error, unpack_error
 from .errors import LoopPoolError, ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
 from .kinds import Kind
@@ -73,6 +73,7 @@ class Link:
         self._inbox: deque[bytes] = deque()
         self.asked: dict[int, Relay | asyncio.Task[Any]] = {}
         '''What the worker has asked and was not told yet.'''
+        self._decode = self._pool.packing.unpack
         settings = self._pool.settings
         blueprint = member.blueprint
         configuration = pickle.dumps(settings.configuration(member.number, member.name, blueprint.launch))
@@ -232,7 +233,7 @@ class Link:
 
     def _take_up(self, handler: Callable[..., Any], deadline: float) -> None:
         '''Take up results that end when the handler, or somebody later, calls their `result_done`.'''
-        inbox, results = self._inbox, self.end.results
+        inbox, results, decode = self._inbox, self.end.results, self._decode
         while inbox:
             body = inbox.popleft()
             results.take(len(body))
@@ -253,7 +254,7 @@ class Link:
 
     def _take_up_and_end(self, handler: Callable[..., Any], deadline: float) -> None:
         '''Take up results that end when `handler` returns: the credits go back together, and no one needs a receipt.'''
-        inbox, clock = self._inbox, time.monotonic
+        inbox, decode, clock = self._inbox, self._decode, time.monotonic
         size = count = 0
         try:
             while inbox:

@@ -7,8 +7,9 @@ from typing import Any
 
 from .asking import Op, asking
 from .calls import Call, Request, Verbs
-from .codec import Encoded, encode
+from .codec import Encoded
 from .lifecycle import checked_seconds
+from .packing import Packing
 from .protocol import Caller, Parcel, Terms
 
 __all__ = ['Peer', 'find_worker', 'wait_for_worker']
@@ -36,7 +37,7 @@ class Peer(Verbs):
         :raises PoolClosed: the pool is stopping.
         :raises: as ``Pool.put``.
         '''
-        await _ask(self.put, Op.PUT, self.name, encode(message))
+        await _ask(self.put, Op.PUT, self.name, self._packing().pack(message))
 
     def _call_loop(self) -> asyncio.AbstractEventLoop:
         asking().check_thread()
@@ -45,8 +46,11 @@ class Peer(Verbs):
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         if not callable(request[1]):
             raise TypeError(f'a function is needed to call, not {request[1]!r}')
-        data, needs = encode(request)
+        data, needs = self._packing().pickle(request)
         return data, Terms(needs, self.name, call=call)
+
+    def _packing(self) -> Packing:
+        return asking().packing
 
     async def _accept(self, parcel: Parcel) -> None:
         await asking().ask(*self._call_of(parcel))

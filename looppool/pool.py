@@ -18,10 +18,11 @@ from tornado.ioloop import IOLoop
 
 from .callee import CALL
 from .calls import Call, Request
-from .codec import Definition, check_encoded, encode
+from .codec import Definition, check_encoded
 from .errors import Full, PoolBroken, PoolClosed
 from .lease import Leasing
 from .lifecycle import END
+from .packing import Codec, Packing
 from .protocol import Parcel, Terms
 from .roster import Address, Slot, Waiter
 from .settings import Settings, checked_options, checked_sizes, make_launch
@@ -75,6 +76,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     :param heartbeat_timeout: seconds without a turn of its loop after which a worker is replaced; None: never.
     :param cancel_grace: seconds that a cancelled call may go on blocking its worker's loop until it is interrupted, and
         as many more until the worker is killed.
+    :param codec: how tasks, results and items become bytes, where pickle is not what you want; see `Codec`.
     :param max_message_bytes: cap on one pickled message.
     :param env: environment variables to set in the workers, on top of the parent's.
     :param cwd: working directory of the workers; default: the parent's.
@@ -83,7 +85,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         module of `worker_class` are imported there anyway.
     :param executable: the Python interpreter to run (spawn only).
     :raises ValueError: an argument is out of range; the text names it.
-    :raises TypeError: `worker_class` is no subclass of `Worker`, or `ioloop` no Tornado loop.
+    :raises TypeError: `worker_class` is no subclass of `Worker`, `ioloop` no Tornado loop, or `codec` no `Codec`.
     '''
 
     process_message: Callable[[ResultT, Callable[[], None]], Any]
@@ -132,6 +134,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         blocking_threshold: float | None = None,
         heartbeat_timeout: float | None = None,
         cancel_grace: float = 1.0,
+        codec: Codec | None = None,
         max_message_bytes: int = 1 << 30,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -166,6 +169,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             blocking_threshold=blocking_threshold,
             heartbeat_timeout=heartbeat_timeout,
             cancel_grace=cancel_grace,
+            codec=codec,
             launch=make_launch(worker_class, context, env, cwd, path, preload, executable),
         )
         super().__init__(settings, distribution, checked_options(options), ioloop)
@@ -177,6 +181,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         self._terms = Terms(retries=retries_of(worker_class, retries))
         '''Of a message that is not addressed and needs no definitions.'''
         self._max_message_bytes = max_message_bytes
+        self._encode = self.packing.pack
 
     # Putting
 
@@ -248,7 +253,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     def _pack(self, message: TaskT, number: Address | None) -> Parcel:
         if not self._accepting or self._thread != get_ident():
             self._refuse()
-        data, needs = encode(message)
+        data, needs = self._encode(message)
         if needs or number is not None or len(data) > self._max_message_bytes:
             return data, self._make_terms(data, needs, number)
         return data, self._terms
@@ -274,13 +279,16 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             self._refuse('call')
         return self.asyncio_loop
 
+    def _packing(self) -> Packing:
+        return self.packing
+
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         mode, function, _, _ = request
         if not callable(function):
             raise TypeError(f'a function is needed to call, not {function!r}')
         if not self._accepting or self._thread != get_ident():
             self._refuse('call')
-        data, needs = encoded = encode(request)
+        data, needs = encoded = self.packing.pickle(request)
         check_encoded(encoded, self._max_message_bytes)
         # What a stream has given can't be taken back, so it is not run again.
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries

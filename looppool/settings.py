@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .frames import MAX_BODY
+from .packing import Codec
 from .process import Launch, default_context
 from .worker import Worker
 
@@ -70,6 +71,7 @@ class Settings:
     blocking_threshold: float | None
     heartbeat_timeout: float | None
     cancel_grace: float
+    codec: Codec | None
     launch: Launch
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class Settings:
             self._check_whole(name, 0)
         for name in _SECONDS:
             self._check_seconds(name)
+        if not isinstance(self.codec, Codec | None):
+            raise TypeError(f'codec has to be an instance of looppool.Codec or None, not {self.codec!r}')
         if self.restart not in RESTARTS:
             raise ValueError(f'restart has to be one of {", ".join(RESTARTS)}, not {self.restart!r}')
         jitter = self.recycle_jitter

@@ -20,7 +20,7 @@ from typing import Any, Final
 from tornado.ioloop import IOLoop
 
 from .budget import RestartBudget
-from .codec import check_encoded, encode, forget_bodies
+from .codec import check_encoded, forget_bodies
 from .errors import LoopPoolError, PoolClosed, WorkerStartError
 from .lifecycle import CANCEL_GRACE, Lifecycle
 from .member import Blueprint, Link, Member
@@ -85,7 +85,7 @@ class Supervisor(Lifecycle):
         self._watch_limits()
 
     def _blueprint(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any], launch: Launch) -> Blueprint:
-        encoded = encode((worker_class, options))
+        encoded = self.packing.pickle((worker_class, options, self.packing.codec))
         check_encoded(encoded, self.settings.max_message_bytes)
         return Blueprint(launch, encoded, retries_of(worker_class, self.settings.retries))
 

@@ -31,11 +31,12 @@ from . import child
 from .asking import Asking, set_asking
 from .callee import Callee, interruptible
 from .channel import Channel
-from .codec import Key, check_encoded, decode, define, encode, pack_error
+from .codec import Key, check_encoded, decode, define, pack_error
 from .errors import Full, PoolClosed, ProtocolError
 from .exchange import Exchange
 from .here import CurrentWorker, set_current_worker
 from .kinds import RELAYED, Kind
+from .packing import Codec, Packing
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
 from .status import TAKEN_UP, StatusPage
@@ -136,6 +137,7 @@ class WorkerMain:
         self._callee = Callee(self.loop, self._end, self._words, self._leave_if_forked, self._forget)
         self._asking = Asking(self.loop, self._end)
         set_asking(self._asking)
+        self._use(None)
         interruptible(self._words, WorkerMain._handle.__code__)
         self._channel.open(self._end)
 
@@ -168,7 +170,9 @@ class WorkerMain:
         try:
             if self._misconfigured is not None:
                 raise self._misconfigured
-            self.worker = self._make_worker(*decode(body))
+            worker_class, options, codec = decode(body)
+            self._use(codec)
+            self.worker = self._make_worker(worker_class, options)
             self._beat()
             outcome = self.worker._initialise(**self.worker._options)
             if inspect.isawaitable(outcome):
@@ -181,6 +185,10 @@ class WorkerMain:
         else:
             self._set_handler(self.worker._process_message)
             self._end.ready()
+
+    def _use(self, codec: Codec | None) -> None:
+        self._callee.packing = self._asking.packing = packing = Packing(codec)
+        self._encode, self._decode = packing.pack, packing.unpack
 
     def _set_handler(self, handler: Callable[[Any], Any]) -> None:
         self._handler, self._done_on_return = undecorated(handler)
@@ -265,7 +273,7 @@ class WorkerMain:
     def _handle(self, ident: int, body: bytes) -> None:
         context = contextvars.copy_context()
         try:
-            outcome = context.run(self._handler, decode(body))
+            outcome = context.run(self._handler, self._decode(body))
         except BaseException as error:
             self._fail(ident, error)
             return
@@ -348,7 +356,7 @@ class WorkerMain:
         if get_ident() != self._thread:
             raise _wrong_thread('_put_nowait')
         end = self._end
-        body, needs = encoded = encode(result)
+        body, needs = encoded = self._encode(result)
         size = len(body)
         if needs or size > end.max_body:
             check_encoded(encoded, end.max_body)
@@ -369,7 +377,7 @@ class WorkerMain:
     async def put(self, result: object) -> None:
         if get_ident() != self._thread:
             raise _wrong_thread('_put')
-        body, needs = encoded = encode(result)
+        body, needs = encoded = self._encode(result)
         check_encoded(encoded, self._end.max_body)
         if self._puts_in_line or not self._end.results.try_take(len(body)):
             await self._permit(len(body))

@@ -77,6 +77,17 @@ async def test_long_call() -> None:
     assert worker.isdigit()
 
 
+async def test_json_codec() -> None:
+    code, output, errors = await run(*example('json_codec.py'))
+    assert (code, errors) == (0, '')
+    assert output.splitlines() == [
+        '{"type": "Order", "item": "tea", "amount": 2}',
+        "Invoice(order=Order(item='tea', amount=2), cents=700)",
+        "{'tea'} is nothing to be put",
+        '(1, 2)',
+    ]
+
+
 async def test_instrumented() -> None:
     with servers.envelopes.run() as sentry, socket.socket(type=socket.SOCK_DGRAM) as statsd:
         statsd.bind(('127.0.0.1', 0))

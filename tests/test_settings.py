@@ -42,6 +42,7 @@ GOOD: dict[str, Any] = {
     'blocking_threshold': None,
     'heartbeat_timeout': None,
     'cancel_grace': 1.0,
+    'codec': None,
     'launch': make_launch(looppool.Worker, 'spawn', None, None, (), (), None),
 }
 
@@ -123,6 +124,8 @@ def test_none_is_refused_by_name_where_it_has_no_meaning(name: str) -> None:
         ('preload', 'json'),
         ('preload', [3]),
         ('executable', 3),
+        ('codec', 'json'),
+        ('codec', looppool.Codec),
     ],
 )
 def test_what_means_nothing_is_refused_by_name(name: str, value: object) -> None:
