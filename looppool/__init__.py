@@ -18,6 +18,7 @@ from .events import PoolEvent
 from .here import CurrentWorker, current_worker
 from .lease import Lease
 from .member import Member
+from .objects import RemoteObject
 from .packing import Codec
 from .peer import Peer, find_worker, wait_for_worker
 from .pool import Pool
@@ -41,6 +42,7 @@ __all__ = [
     'PoolStatistics',
     'ProtocolError',
     'RemoteError',
+    'RemoteObject',
     'StreamClosed',
     'TaskInterrupted',
     'Worker',

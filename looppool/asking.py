@@ -35,6 +35,8 @@ class Asking:
         self.loop = loop
         self.end = end
         self.packing = Packing()
+        self.pool = ''
+        '''The key of its pool.'''
         self._turn = asyncio.Lock()
         self._answered = asyncio.Event()
         self._thread = get_ident()

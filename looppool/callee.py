@@ -12,7 +12,7 @@ import inspect
 import signal
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
 from types import CodeType, FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .child import INTERRUPT_SIGNAL
 from .codec import check_encoded, decode, pack_error
@@ -24,7 +24,9 @@ from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
 
-__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'interruptible']
+__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'calls_tasks', 'interruptible']
+
+Function = TypeVar('Function', bound=Callable[..., Any])
 
 CALL: Final = 0
 STREAM: Final = 1
@@ -174,6 +176,12 @@ class _Watched:
             return self._context.run(function, *args, **kwargs)
         finally:
             self._words[STEPPING] = 0
+
+
+def calls_tasks(function: Function) -> Function:
+    '''Mark a function that calls the code of a task: what that does may be interrupted.'''
+    _CALLS_TASKS.add(function.__code__)
+    return function
 
 
 def interruptible(words: Words, calls_tasks: CodeType) -> None:

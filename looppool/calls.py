@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from . import callee
+from . import callee, objects
 from .codec import decode
 from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied
 from .exchange import Exchange
 from .mapping import mapped
+from .objects import RemoteObject
 from .packing import Packing
 from .worker import is_idempotent
 
@@ -59,7 +60,7 @@ class Call:
         self.abandoned = False
         self.ended = asyncio.Event()
         self._what = what
-        self._link: Link | None = None
+        self.link: Link | None = None
         self._ident = 0
 
     async def value(self) -> Any:
@@ -74,28 +75,33 @@ class Call:
         '''The answer is of no use any more.'''
         if not self.abandoned:
             self.abandoned = True
-            if self._link is not None:
-                self._link.abandon(self._ident)
+            if self.link is not None:
+                self.link.abandon(self._ident)
 
     # What the link and the pool tell
 
     def on_sent(self, link: Link, ident: int) -> None:
-        self._link, self._ident = link, ident
+        self.link, self._ident = link, ident
 
     def on_value(self, body: bytes) -> None:
         self.ended.set()
-        if not self.abandoned:
-            try:
-                value = decode(body)
-            except Exception as error:
-                error.add_note(f'while loading what {self._what!r} returned')
-                self.on_error(error)
-            else:
-                self._settle(value)
+        if self.abandoned:
+            self.on_late(body)
+            return
+        try:
+            value = decode(body)
+        except Exception as error:
+            error.add_note(f'while loading what {self._what!r} returned')
+            self.on_error(error)
+        else:
+            self._settle(value)
+
+    def on_late(self, body: bytes) -> None:
+        '''A value has come that nobody waits for.'''
 
     def on_failure(self, body: bytes) -> None:
-        assert self._link is not None
-        self.on_error(self._link.understand(body))
+        assert self.link is not None
+        self.on_error(self.link.understand(body))
 
     def on_error(self, error: BaseException) -> None:
         self.ended.set()
@@ -150,6 +156,36 @@ class _StreamCall(Call):
             # Whoever receives the items is told there.
             self.answer.exception()
         self._exchange.close(error)
+
+
+class _Creation(Call):
+    '''A call that makes an object.'''
+
+    def __init__(self, verbs: 'Verbs', factory: Callable[..., Any]) -> None:
+        super().__init__(verbs._call_loop(), factory)
+        self._verbs = verbs
+
+    def on_sent(self, link: Link, ident: int) -> None:
+        super().on_sent(link, ident)
+        # From now on, or its worker might leave meanwhile.
+        self._verbs._hold(link, 1)
+
+    def on_error(self, error: BaseException) -> None:
+        if self.link is not None:
+            self._verbs._hold(self.link, -1)
+        super().on_error(error)
+
+    def keep(self, key: objects.Key) -> RemoteObject:
+        '''What keeps the object alive: collected at once, it lets go of it.'''
+        return self._verbs._keep(self.link, key)
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None:
+            self.keep(self.answer.result())
+
+    def on_late(self, body: bytes) -> None:
+        self.keep(decode(body))
 
 
 class ItemStream(AsyncIterator[T], Generic[T]):
@@ -320,6 +356,34 @@ class Verbs:
             self.call, self._width, function, items, ordered=ordered, chunksize=chunksize, progress=progress
         )
 
+    async def create(self, factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteObject:
+        '''Make an object in a worker: what `factory`, a class or a function, plain or a coroutine, returns.
+
+        It lives there until the `RemoteObject` is closed or collected. It ends with its worker's process, so a worker
+        that holds objects does not leave a pool for being idle, and is not recycled for what it did before they are
+        released. Cancelled, nothing is left.
+
+        :raises: as `call`.
+        '''
+        creation = _Creation(self, factory)
+        await self._make(creation, (callee.CALL, objects.create, (factory, args, kwargs), {}))
+        return creation.keep(await creation.value())
+
+    def _keep(self, link: Any, key: objects.Key) -> RemoteObject:
+        '''What stands for an object that was made in the worker that `link` leads to.'''
+        return RemoteObject(link.member, key, link=link, keeps=True)
+
+    def _hold(self, link: Any, count: int) -> None:
+        link.hold(count)
+
+    def _lasting(self) -> 'Verbs':
+        '''The verbs for the same worker that do not end before it.'''
+        return self
+
+    def _where(self) -> tuple[str, int | str]:
+        '''Which worker this is: the key of its pool, and its address.'''
+        raise NotImplementedError
+
     def _width(self) -> int:
         '''How many workers share the calls.'''
         return 1
@@ -332,6 +396,9 @@ class Addressed(Verbs):
 
     def _address(self) -> int | str:
         raise NotImplementedError
+
+    def _where(self) -> tuple[str, int | str]:
+        return self.pool.key, self._address()
 
     async def put(self, message: Any) -> None:
         '''Put a task to this worker, as ``pool.put(message, worker_num=...)``.

@@ -360,7 +360,7 @@ class Elastic(Supervisor):
         now = self.asyncio_loop.time()
         for member in self.members:
             ended = member.done + member.failed
-            if member.slot.window.used or member.slot.lease is not None or ended != member.ended:
+            if member.slot.window.used or member.in_use or ended != member.ended:
                 member.ended, member.idle_since = ended, now
             elif now - member.idle_since >= idle_ttl and not member.leaving and self._may_shrink():
                 member.idle_since = now
@@ -369,7 +369,7 @@ class Elastic(Supervisor):
 
     def _may_shrink(self) -> bool:
         last = self.members[-1]
-        return len(self.members) > self._min and last.slot.lease is None and not last.fresh
+        return len(self.members) > self._min and not last.in_use and not last.fresh
 
 
 def _make_slot(settings: Settings, number: int, name: str | None = None) -> Slot:

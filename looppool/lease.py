@@ -12,11 +12,12 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from .calls import Addressed
+from .calls import Addressed, Verbs
 from .elastic import Elastic
 from .errors import Full
 from .lifecycle import checked_seconds
 from .member import Member
+from .objects import Key, RemoteObject
 
 __all__ = ['Lease', 'Leasing']
 
@@ -46,6 +47,16 @@ class Lease(Addressed):
     def pid(self) -> int | None:
         '''The worker's process id; None where there is no process, or it is not known yet.'''
         return self.member.pid
+
+    def _keep(self, link: Any, key: Key) -> RemoteObject:
+        # Others' calls wait for the end of the lease.
+        return RemoteObject(self, key, link=link, keeps=True)
+
+    def _lasting(self) -> Verbs:
+        return self.member if self.ended else self
+
+    def _where(self) -> tuple[str, int | str]:
+        return self.member._where()
 
     def _address(self) -> int:
         if self.ended:
@@ -93,7 +104,7 @@ class Leasing(Elastic):
         if recycle:
             self.recycle(member, 'its lease ended with an error', self.settings.stop_timeout)
         elif member.due:
-            self.recycle(member, member.due)
+            self.outlived(member, member.due)
 
     async def wait_for_lease(self, address: int) -> Member:
         '''Wait until a worker is leased and has nothing to do. Cancelled, nothing is leased.'''

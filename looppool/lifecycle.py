@@ -24,6 +24,7 @@ from .errors import LoopPoolError, PoolBroken, PoolClosed
 from .events import Events, Feed
 from .handlers import Handlers, current_handlers
 from .member import DEFAULT, Member
+from .objects import pools
 from .packing import Packing
 from .protocol import Parcel
 from .roster import Roster
@@ -62,6 +63,9 @@ class Lifecycle(Verbs):
         if ioloop is not None and not isinstance(ioloop, IOLoop):
             raise TypeError(f'ioloop has to be a tornado.ioloop.IOLoop or None, not {ioloop!r}')
         self.settings = settings
+        self.key = os.urandom(8).hex()
+        '''What tells it from all other pools.'''
+        pools[self.key] = self
         self.name = settings.name
         self.state = 'new'
         self.ioloop = ioloop
@@ -100,6 +104,7 @@ class Lifecycle(Verbs):
 
     def _disown(self) -> None:
         '''In a forked child: the pool is the parent's. Nothing here puts to its workers, stops them or kills them.'''
+        pools.pop(self.key, None)
         self._accepting = self._supervising = False
         self.state, self._reason = 'stopped', 'belongs to the process that this one was forked from'
         self._closed.set()

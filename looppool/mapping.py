@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, I
 from itertools import islice
 from typing import Any, Final
 
+from .callee import calls_tasks
+
 __all__ = ['mapped']
 
 _CHUNK_TIME: Final = 0.005
@@ -27,6 +29,7 @@ Chunk = tuple[int, list[Any]]
 '''The index of the first item, and the items.'''
 
 
+@calls_tasks
 async def run_chunk(function: Callable[..., Any], first: int, items: list[Any]) -> tuple[list[Any], float]:
     '''In the worker: the values for a chunk, and the seconds that it took. Coroutines run side by side.'''
     before = time.monotonic()

@@ -66,6 +66,8 @@ class Link:
         self.fault = ''
         '''Why the pool killed it.'''
         self.start_error: BaseException | None = None
+        self.objects = 0
+        '''How many `RemoteObject`s keep objects alive in it.'''
         self.buried = False
         '''Whether its process is gone, and was judged.'''
         self._pool = member.pool
@@ -76,7 +78,7 @@ class Link:
         self._decode = self._pool.packing.unpack
         settings = self._pool.settings
         blueprint = member.blueprint
-        configuration = pickle.dumps(settings.configuration(member.number, member.name, blueprint.launch))
+        configuration = settings.configuration(member.number, member.name, blueprint.launch)
         # All of it, or nothing: descriptors may run out at any step.
         with contextlib.ExitStack() as at_end, contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
@@ -96,7 +98,7 @@ class Link:
             )
             undo.pop_all()
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
-        self.end.start(configuration, *blueprint.encoded)
+        self.end.start(pickle.dumps(configuration | {'pool_key': self._pool.key}), *blueprint.encoded)
 
     def _receive(self, _kind: int, _ident: int, results: list[bytes]) -> None:
         self._inbox.extend(results)
@@ -214,6 +216,12 @@ class Link:
             relay.on_error(error)
         for asked in list(self.asked.values()):
             asked.cancel()
+
+    def hold(self, count: int) -> None:
+        '''So many more objects are kept alive in the worker, or fewer.'''
+        self.objects += count
+        if self.member.due and self is self.member.link:
+            self._pool.outlived(self.member, self.member.due)
 
     # Results
 
@@ -521,6 +529,11 @@ class Member(Addressed):
         return [link for link in self._links() if not link.buried]
 
     @property
+    def in_use(self) -> bool:
+        '''Whether it is leased, or somebody keeps an object in it.'''
+        return self.slot.lease is not None or (self.link is not None and self.link.objects > 0)
+
+    @property
     def vacant(self) -> bool:
         '''Whether it has nothing to do and nobody who could do it.'''
         return not self.running and self._restart is None and not self.slot.window.used and self.slot.lease is None
@@ -566,7 +579,7 @@ class Member(Addressed):
         self.link.send(parcel)
         self.given += 1
         if self.given >= self.last_task:
-            self.pool.recycle(self, f'it was given {self.last_task} tasks')
+            self.pool.outlived(self, f'it was given {self.last_task} tasks')
 
     def relay(self, relay: Relay) -> None:
         '''Hand on a call of another worker, as soon as there is a process.'''

@@ -9,10 +9,11 @@ from .asking import Op, asking
 from .calls import Call, Request, Verbs
 from .codec import Encoded
 from .lifecycle import checked_seconds
+from .objects import Key, RemoteObject
 from .packing import Packing
 from .protocol import Caller, Parcel, Terms
 
-__all__ = ['Peer', 'find_worker', 'wait_for_worker']
+__all__ = ['Peer', 'find_worker', 'peer_in', 'wait_for_worker']
 
 
 class Peer(Verbs):
@@ -38,6 +39,15 @@ class Peer(Verbs):
         :raises: as ``Pool.put``.
         '''
         await _ask(self.put, Op.PUT, self.name, self._packing().pack(message))
+
+    def _keep(self, link: Any, key: Key) -> RemoteObject:
+        return RemoteObject(self, key, keeps=True)
+
+    def _hold(self, link: Any, count: int) -> None:
+        '''The pool does not know of objects that workers have in one another.'''
+
+    def _where(self) -> tuple[str, int | str]:
+        return asking().pool, self.name
 
     def _call_loop(self) -> asyncio.AbstractEventLoop:
         asking().check_thread()
@@ -97,3 +107,13 @@ async def _ask(asker: Callable[..., Any], op: str, name: str | int, encoded: Enc
     call = Call(asking().loop, asker)
     await asking().ask(call, op, name, encoded)
     return await call.value()
+
+
+def peer_in(pool: str, name: str | int) -> Peer:
+    '''A worker of the pool with the key `pool`.
+
+    :raises LookupError: this is no worker of that pool.
+    '''
+    if asking().pool != pool:
+        raise LookupError('an object of a pool has come where that pool is not known')
+    return Peer(name)

@@ -278,13 +278,20 @@ class Supervisor(Lifecycle):
         now = self.asyncio_loop.time()
         for member in self.members:
             if member.state == 'ready' and now >= member.expires:
-                self.recycle(member, f'it is older than {max_age:g} s')
+                self.outlived(member, f'it is older than {max_age:g} s')
             elif member.state == 'ready' and max_rss is not None and member.pid is not None:
                 rss = _resident(member.pid)
                 if rss > max_rss:
-                    self.recycle(member, f'it uses {rss:,} bytes of memory')
+                    self.outlived(member, f'it uses {rss:,} bytes of memory')
         period = _LIMITS_PERIOD if max_age is None else min(_LIMITS_PERIOD, max_age / 4)
         self.asyncio_loop.call_later(period, self._watch_limits)
+
+    def outlived(self, member: Member, reason: str) -> None:
+        '''A worker has done enough: recycle it, or else as soon as nobody keeps an object there.'''
+        if member.link is not None and member.link.objects:
+            member.due = reason
+        else:
+            self.recycle(member, reason)
 
     def recycle(self, member: Member, reason: str, timeout: float | None = None) -> Link | None:
         '''Replace the member's process by a new one, after the end of its lease if it has one.

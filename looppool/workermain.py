@@ -159,6 +159,7 @@ class WorkerMain:
         self._concurrency = configuration['concurrency']
         self._end.results = Window(configuration['results'], configuration['result_bytes'])
         self._end.limit_bodies(configuration['max_body'])
+        self._asking.pool = configuration['pool_key']
 
     def on_define(self, body: bytes) -> Key:
         return define(body)

@@ -24,7 +24,7 @@ LAYERS = {
         'here', 'worker', 'asking', 'workermain',
     ),
     2: (
-        'settings', 'statistics', 'events', 'mapping', 'calls', 'handlers', 'relay', 'member', 'lifecycle',
+        'settings', 'statistics', 'events', 'mapping', 'objects', 'calls', 'handlers', 'relay', 'member', 'lifecycle',
         'supervisor', 'elastic', 'lease', 'peer', 'pool',
     ),
 }
