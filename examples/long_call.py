@@ -8,7 +8,6 @@ import asyncio
 import os
 
 import looppool
-from looppool.exchange import Exchange
 
 
 def run_away() -> None:
@@ -16,7 +15,7 @@ def run_away() -> None:
         pass
 
 
-async def count(stream: Exchange) -> int:
+async def count(stream: looppool.Exchange) -> int:
     '''Count what is received, and tell the count after each.'''
     number = 0
     async for name in stream:

@@ -1,6 +1,6 @@
 '''looppool: a pool of worker processes, each with its own Tornado IO loop.'''
 
-from .calls import in_thread
+from .calls import OpenStream, in_thread
 from .errors import (
     Full,
     LoopPoolError,
@@ -15,6 +15,7 @@ from .errors import (
     WorkerStartError,
 )
 from .events import PoolEvent
+from .exchange import Exchange
 from .here import CurrentWorker, current_worker
 from .lease import Lease
 from .member import Member
@@ -28,12 +29,14 @@ from .worker import Worker, idempotent, task_done
 __all__ = [
     'Codec',
     'CurrentWorker',
+    'Exchange',
     'Full',
     'Lease',
     'LoopPoolError',
     'Member',
     'MemberStatistics',
     'MessageTooBig',
+    'OpenStream',
     'Peer',
     'Pool',
     'PoolBroken',

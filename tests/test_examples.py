@@ -77,6 +77,18 @@ async def test_long_call() -> None:
     assert worker.isdigit()
 
 
+async def test_actors() -> None:
+    code, output, errors = await run(*example('actors.py'))
+    assert (code, errors) == (0, '')
+    assert output.splitlines() == [
+        'rally: left right left right left right',
+        "readings: {'north': 2000, 'south': 2000}",
+        'total after north: 10',
+        'total after south: 21',
+        "ledger: {'north': 10, 'south': 11}",
+    ]
+
+
 async def test_json_codec() -> None:
     code, output, errors = await run(*example('json_codec.py'))
     assert (code, errors) == (0, '')
