@@ -8,7 +8,6 @@
 
 import asyncio
 import contextvars
-import inspect
 import signal
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
 from types import CodeType, FrameType
@@ -61,6 +60,8 @@ class Callee:
         self._left = left
         self._forget = forget
         self._runner: Runner[int] = Runner(loop, self._ended)
+        self._unbegun: dict[int, Coroutine[Any, Any, Any]] = {}
+        '''What functions have returned and nobody has awaited yet, by the ids of their calls.'''
         self.where = ''
         '''Which worker this is, for the errors that other workers get.'''
 
@@ -101,18 +102,24 @@ class Callee:
     ) -> Coroutine[Any, Any, None] | None:
         if mode == CALL:
             outcome = context.run(function, *args, **kwargs)
-            coroutine = as_coroutine(outcome)
-            if coroutine is not None:
-                return self._answer_later(ident, coroutine)
+            if self._is_to_be_awaited(ident, outcome):
+                return self._answer_later(ident)
             self._answer(ident, outcome)
             return None
         exchange = self.exchange(ident)
         if mode == STREAM:
-            return self._produce(ident, exchange, context.run(function, *args, **kwargs))
-        coroutine = as_coroutine(context.run(function, exchange, *args, **kwargs))
-        if coroutine is None:
+            outcome = context.run(function, *args, **kwargs)
+            self._is_to_be_awaited(ident, outcome)
+            return self._produce(ident, exchange, outcome)
+        if not self._is_to_be_awaited(ident, context.run(function, exchange, *args, **kwargs)):
             raise TypeError(f'open_stream needs a coroutine function, which {function!r} is not')
-        return self._answer_later(ident, coroutine)
+        return self._answer_later(ident)
+
+    def _is_to_be_awaited(self, ident: int, outcome: Any) -> bool:
+        coroutine = as_coroutine(outcome)
+        if coroutine is not None:
+            self._unbegun[ident] = coroutine
+        return coroutine is not None
 
     def _answer(self, ident: int, value: Any) -> None:
         self._left(None)
@@ -125,12 +132,12 @@ class Callee:
         check_encoded(encoded, self._end.max_body)
         self._end.value(ident, *encoded)
 
-    async def _answer_later(self, ident: int, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._answer(ident, await coroutine)
+    async def _answer_later(self, ident: int) -> None:
+        self._answer(ident, await self._unbegun.pop(ident))
 
     async def _produce(self, ident: int, exchange: Exchange, outcome: Any) -> None:
-        if inspect.isawaitable(outcome):
-            outcome = await outcome
+        if ident in self._unbegun:
+            outcome = await self._unbegun.pop(ident)
         try:
             if isinstance(outcome, AsyncIterable):
                 async for item in outcome:
@@ -153,6 +160,9 @@ class Callee:
         exchange = self._end.exchanges.pop(ident, None)
         if isinstance(exchange, Exchange):
             exchange.close()
+        if ident in self._unbegun:
+            # Cancelled before its first step: it does not expect to be awaited any more.
+            self._unbegun.pop(ident).close()
         if error is not None:
             if ident & RELAYED:
                 error.add_note(f'raised in {self.where}')
@@ -179,8 +189,9 @@ class _Watched:
 
 
 def calls_tasks(function: Function) -> Function:
-    '''Mark a function that calls the code of a task: what that does may be interrupted.'''
+    '''Mark the function of a call that calls the code of its user: what it does may be interrupted anywhere.'''
     _CALLS_TASKS.add(function.__code__)
+    _HARMLESS.add(function.__code__)
     return function
 
 
@@ -208,6 +219,8 @@ def _is_users(frame: FrameType | None) -> bool:
     '''
     if frame is None or _package(frame) in ('asyncio', 'selectors'):
         return False
+    if _package(frame) == 'looppool':
+        return frame.f_code in _HARMLESS
     while frame is not None and _package(frame) != 'looppool':
         frame = frame.f_back
     return frame is not None and frame.f_code in _CALLS_TASKS
@@ -219,3 +232,5 @@ def _package(frame: FrameType) -> str:
 
 _CALLS_TASKS: Final = {_Watched.run.__code__, Callee._answer_later.__code__, Callee._produce.__code__, *STEPS}
 '''What of looppool calls the code of tasks.'''
+_HARMLESS: Final = {_Watched.run.__code__}
+'''Where an interrupt does no harm. A function that is written in C runs in the frame of whoever calls it.'''

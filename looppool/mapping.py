@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Final
 
 from .callee import calls_tasks
+from .runner import caught
 
 __all__ = ['mapped']
 
@@ -110,7 +111,7 @@ async def mapped(
     '''
     source, size, exhausted = _Source(items), chunksize or 1, False
     taking: asyncio.Future[Chunk] | None = None
-    under_way: list[asyncio.Future[tuple[list[Any], float]]] = []
+    under_way: list[asyncio.Future[Any]] = []
     try:
         while under_way or not exhausted:
             while taking is None and not exhausted and len(under_way) < _AHEAD * width():
@@ -118,7 +119,7 @@ async def mapped(
                 if taken is None:
                     taking = asyncio.ensure_future(source.take(size))
                 elif taken[1]:
-                    under_way.append(asyncio.ensure_future(call(run_chunk, function, *taken)))
+                    under_way.append(asyncio.ensure_future(caught(call, run_chunk, function, *taken)))
                 else:
                     exhausted = True
             candidates = under_way[:1] if ordered else list(under_way)
@@ -129,10 +130,12 @@ async def mapped(
                 first, chunk = taking.result()
                 taking, exhausted = None, not chunk
                 if chunk:
-                    under_way.append(asyncio.ensure_future(call(run_chunk, function, first, chunk)))
+                    under_way.append(asyncio.ensure_future(caught(call, run_chunk, function, first, chunk)))
             for ended in candidates:
                 if ended.done():
                     under_way.remove(ended)
+                    if isinstance(ended.result(), SystemExit):
+                        raise ended.result()
                     values, seconds = ended.result()
                     if chunksize is None:
                         size = _next_size(size, len(values), seconds)

@@ -25,6 +25,7 @@ from .lifecycle import END
 from .packing import Codec, Packing
 from .protocol import Parcel, Terms
 from .roster import Address, Slot, Waiter
+from .runner import caught
 from .settings import Settings, checked_options, checked_sizes, make_launch
 from .supervisor import retries_of
 from .worker import ResultT, TaskT, Worker, is_idempotent
@@ -321,7 +322,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         :raises ExceptionGroup: what failed, once all have ended.
         :raises: what `call` raises before it sends anything.
         '''
-        calls = [member.call(function, *args, **kwargs) for member in self.members]
+        calls = [caught(member.call, function, *args, **kwargs) for member in self.members]
         values = await asyncio.gather(*calls, return_exceptions=True)
         errors = [value for value in values if isinstance(value, BaseException)]
         if errors:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
 
-__all__ = ['STEPS', 'Runner', 'as_coroutine']
+__all__ = ['STEPS', 'Runner', 'as_coroutine', 'caught']
 
 SLICE: Final = 0.0005
 '''For how long first steps may go on before the loop turns, in seconds.'''
@@ -181,3 +181,11 @@ async def _cancelled(coroutine: Steps) -> Any:
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+async def caught(call: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+    '''What it gives; or the SystemExit that it raises, as asyncio would let that out of a task, to the loop's end.'''
+    try:
+        return await call(*args, **kwargs)
+    except SystemExit as error:
+        return error

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -103,6 +104,16 @@ async def test_cancelling_it_cancels_what_is_under_way() -> None:
                     pass
         await idle(pool)
         assert pool.statistics().restarts == 0
+
+
+async def test_cancelling_it_before_its_first_call_is_made_leaves_nothing() -> None:
+    async with Pool(pool_size=2) as pool:
+        mapping = asyncio.ensure_future(anext(pool.map(squared, range(100), chunksize=1)))
+        await asyncio.sleep(0)
+        mapping.cancel()
+        await asyncio.wait([mapping])
+        gc.collect()
+        await idle(pool)
 
 
 async def test_a_death_ends_it(logs: LogGuard) -> None:
