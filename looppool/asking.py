@@ -6,7 +6,7 @@ from threading import get_ident
 from typing import Final
 
 from .codec import Encoded, check_encoded, unpack_error
-from .errors import Full
+from .errors import Full, cancelled_elsewhere
 from .packing import Packing
 from .protocol import HEAD_SIZE, Caller, WorkerEnd
 
@@ -88,6 +88,10 @@ class Asking:
     def understand(self, body: bytes) -> BaseException:
         '''The error in an answer; it says itself where it was raised.'''
         return unpack_error(body)
+
+    def cut_short(self, error: BaseException) -> BaseException:
+        '''The error of a call that was cancelled, but not from here.'''
+        return cancelled_elsewhere(error)
 
 
 _asking: Asking | None = None

@@ -7,6 +7,7 @@
 '''
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self
 
 from . import callee, objects
 from .codec import decode
-from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied
+from .errors import PoolBroken, PoolClosed, ProtocolError, StreamClosed, TaskInterrupted, WorkerDied
 from .exchange import Exchange
 from .mapping import mapped
 from .objects import RemoteObject
@@ -47,6 +48,7 @@ class Link(Protocol):
     def end(self) -> Any: ...
     def abandon(self, ident: int) -> None: ...
     def understand(self, body: bytes) -> BaseException: ...
+    def cut_short(self, error: BaseException) -> BaseException: ...
 
 
 class Call:
@@ -101,7 +103,11 @@ class Call:
 
     def on_failure(self, body: bytes) -> None:
         assert self.link is not None
-        self.on_error(self.link.understand(body))
+        error = self.link.understand(body)
+        if isinstance(error, asyncio.CancelledError) and not self.abandoned:
+            # Whoever awaits it was not cancelled, and has to be told otherwise.
+            error = self.link.cut_short(error)
+        self.on_error(error)
 
     def on_error(self, error: BaseException) -> None:
         self.ended.set()
@@ -148,7 +154,11 @@ class _StreamCall(Call):
 
     def abandon(self) -> None:
         super().abandon()
-        self._exchange.discard()
+        self._exchange.leave()
+        if not self.answer.done():
+            # Others may wait for it.
+            self.answer.set_exception(StreamClosed())
+            self.answer.exception()
 
     def _settle(self, value: Any, error: BaseException | None = None) -> None:
         super()._settle(value, error)
@@ -199,13 +209,20 @@ class ItemStream(AsyncIterator[T], Generic[T]):
         self._request = request
         self._exchange: Exchange | None = None
         self._call: _StreamCall | None = None
+        self._starting = asyncio.Lock()
+        self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
         if self._exchange is None:
-            await self._start()
+            # Several may want the first item.
+            async with self._starting:
+                if self._closed and self._call is None:
+                    raise StopAsyncIteration
+                if self._call is None:
+                    await self._start()
         assert self._exchange is not None
         return await self._exchange.__anext__()  # type: ignore[no-any-return]
 
@@ -215,16 +232,22 @@ class ItemStream(AsyncIterator[T], Generic[T]):
         call = _StreamCall(loop, self._request[1], exchange)
         await self._verbs._make(call, self._request)
         self._exchange, self._call = exchange, call
+        if self._closed:
+            call.abandon()
 
     async def aclose(self) -> None:
-        '''Close the generator in the worker, if it still runs, and wait until it has ended.'''
+        '''Close the generator in the worker, if it still runs, and wait until it has ended. No more items come.'''
+        self._closed = True
         if self._call is not None:
             self._call.abandon()
             await self._call.ended.wait()
 
     def __del__(self) -> None:
-        if self._call is not None:
-            self._call.abandon()
+        call = self._call
+        if call is not None and not call.ended.is_set():
+            # Any thread may collect it, and the loop may be closed.
+            with contextlib.suppress(RuntimeError):
+                call.answer.get_loop().call_soon_threadsafe(call.abandon)
 
 
 class OpenStream(Exchange):
@@ -240,8 +263,13 @@ class OpenStream(Exchange):
         self._verbs = verbs
         self._request = request
         self._call = _StreamCall(self._loop, request[1], self)
+        self._unheard = []
+        self._entered = False
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError('a stream is good for one call: call open_stream() again')
+        self._entered = True
         await self._verbs._make(self._call, self._request)
         return self
 
@@ -253,10 +281,18 @@ class OpenStream(Exchange):
             return
         self.end()
         self.discard()
-        await self._call.value()
+        try:
+            await self.result()
+        except asyncio.CancelledError:
+            self._call.abandon()
+            raise
 
     async def result(self) -> Any:
-        '''What the function returns. Cancelled, it goes on.'''
+        '''What the function returns. Cancelled, it goes on.
+
+        :raises StreamClosed: the stream was left by an exception, which has cancelled the function.
+        :raises Exception: what the function raised.
+        '''
         return await asyncio.shield(self._call.answer)
 
 
@@ -295,7 +331,7 @@ class Verbs:
         :raises WorkerDied: the worker died; ``started`` says whether the function may have run.
         :raises PoolClosed: the pool is not running, or was stopped before the function had ended.
         :raises PoolBroken: it is broken.
-        :raises RemoteError: what the function raised cannot travel as itself.
+        :raises RemoteError: what the function raised cannot travel as itself; or it was cancelled there, not by you.
         :raises MessageTooBig: the pickled arguments, or the value, are larger than ``Pool(max_message_bytes=...)``.
         :raises Exception: what the function raised, with the remote traceback as its cause; or the error of pickling.
         '''

@@ -3,6 +3,7 @@
 1. Sending takes a permit of a bounded semaphore, in items and bytes; the receiver gives them back in batches.
 2. Receiving gives what came in order, then says that it has ended, or how it has failed.
 3. Neither end of the link stops reading: credit alone bounds what waits here.
+4. A call that had not begun when its worker died is made again, at another one. What was sent to it is sent again.
 '''
 
 import asyncio
@@ -54,10 +55,19 @@ class Exchange:
         self._out_ended = self._in_ended = self._discarding = False
         self._error: BaseException | None = None
         self._slice_end = 0.0
+        self._unheard: list[tuple[bytes, tuple[Definition, ...]]] | None = None
+        '''What was sent before anything has shown that the call has begun; credit bounds it.'''
 
     def attach(self, side: Side, ident: int) -> None:
-        '''The call `ident` is on its way: its items go by `side`.'''
+        '''The call `ident` is on its way, perhaps not for the first time: its items go by `side`.'''
+        first = self._side is None
         self._side, self._ident = side, ident
+        for item in self._unheard or ():
+            side.send_item(ident, *item)
+        if self._out_ended:
+            side.send_end(ident)
+        if first:
+            _wake_all(self._senders)
 
     # What the link tells
 
@@ -67,6 +77,7 @@ class Exchange:
             raise ProtocolError('an item came behind the last one')
         if len(self._in) + len(items) > CREDIT:
             raise ProtocolError('more items came than there was credit for')
+        self._unheard = None
         self._in.extend(items)
         if self._discarding:
             self.discard()
@@ -75,6 +86,7 @@ class Exchange:
     def on_more(self, count: int, size: int) -> None:
         '''Credit has come.'''
         self._out.give(size, count)
+        self._unheard = None
         _wake(self._senders)
 
     def on_end(self) -> None:
@@ -84,7 +96,7 @@ class Exchange:
 
     def close(self, error: BaseException | None = None) -> None:
         '''The call has ended: what came can still be received, then `error`; nothing is sent any more.'''
-        self._side = None
+        self._side = self._unheard = None
         self._error = error
         self._out_ended = self._in_ended = True
         _wake_all(self._receivers)
@@ -97,6 +109,14 @@ class Exchange:
         self._taken_bytes += sum(map(len, self._in))
         self._in.clear()
         self._give_back()
+        _wake_all(self._receivers)
+
+    def leave(self) -> None:
+        '''Nobody receives any more, and nobody sends: the call is of no use.'''
+        self._out_ended = True
+        self._unheard = None
+        _wake_all(self._senders)
+        self.discard()
 
     # Sending
 
@@ -112,12 +132,17 @@ class Exchange:
             # Items that are made without waiting for anything must not keep the loop from turning.
             await asyncio.sleep(0)
             self._slice_end = time.monotonic() + SLICE
+        while self._side is None and not self._out_ended:
+            # Its worker is not ready yet.
+            await self._wait(self._senders)
         if self._out_ended or self._side is None:
             raise StreamClosed()
         check_encoded(encoded, self._side.max_body)
         if self._senders or not self._out.try_take(len(body)):
             await self._permit(len(body))
         self._side.send_item(self._ident, body, needs)
+        if self._unheard is not None:
+            self._unheard.append((body, needs))
 
     async def _permit(self, size: int) -> None:
         again = False
@@ -147,10 +172,13 @@ class Exchange:
         :raises Exception: there are no more, as the call has failed: its error.
         '''
         while not self._in:
-            if self._in_ended:
+            if self._in_ended or self._discarding:
                 raise self._error or StreamClosed()
             await self._wait(self._receivers)
         body = self._in.popleft()
+        if self._in and self._receivers:
+            # One was woken for all that came together.
+            _wake(self._receivers)
         self._taken += 1
         self._taken_bytes += len(body)
         if not self._in or self._taken >= CREDIT // 4:

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from tornado.ioloop import IOLoop
 
 from .calls import Verbs
-from .errors import LoopPoolError, PoolBroken, PoolClosed
+from .errors import LoopPoolError, PoolBroken, PoolClosed, cancelled_elsewhere
 from .events import Events, Feed
 from .handlers import Handlers, current_handlers
 from .member import DEFAULT, Member
@@ -146,6 +146,14 @@ class Lifecycle(Verbs):
                 self.name, settings.max_restarts, settings.restart_window, self._cause, started=started
             )
         return PoolClosed(self.name, reason, started=started)
+
+    def cut_short(self, error: BaseException) -> LoopPoolError:
+        '''What the caller gets for the CancelledError of a call that it did not cancel.'''
+        if self._supervising:
+            return cancelled_elsewhere(error)
+        ended = self._closed_error(self._given_up, started=True)
+        ended.__cause__ = error.__cause__
+        return ended
 
     def check_thread(self, method: str, instead: str = '') -> None:
         '''RuntimeError if this is not the thread of the pool's loop.'''

@@ -132,6 +132,10 @@ class Link:
     def understand(self, body: bytes) -> BaseException:
         return unpack_error(body, self._note())
 
+    def cut_short(self, error: BaseException) -> BaseException:
+        ended: BaseException = self._pool.cut_short(error)
+        return ended
+
     def on_failed(self, parcel: Parcel, error: BaseException) -> None:
         self._pool.task_failed(self.member, parcel, error)
 
@@ -156,6 +160,7 @@ class Link:
         if call is None:
             self.end.send_task(parcel)
         elif call.abandoned:
+            self.member.failed += 1
             self._pool.tasks_ended(self.member, len(parcel[0]), 1)
             call.on_error(asyncio.CancelledError())
         else:

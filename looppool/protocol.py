@@ -427,8 +427,15 @@ class PoolEnd(_End):
         return call
 
     def _on_failed(self, ident: int, body: bytes) -> None:
-        if self.awaits(ident):
+        if ident in self.relays:
             self._answered(ident, failed=True).on_failure(body)
+            return
+        if ident in self.calls:
+            call = self.calls[ident][1].call
+            assert call is not None
+            # Still open until the error is understood.
+            call.on_failure(body)
+            self._answered(ident, failed=True)
             return
         parcel = self.owed.get(ident)
         if parcel is None:

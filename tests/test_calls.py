@@ -17,6 +17,7 @@ from harness import Echo
 
 import looppool
 from looppool import Pool
+from looppool.mapping import run_chunk
 
 
 class TwoArguments(Exception):
@@ -79,6 +80,11 @@ def spin_on(path: str) -> None:
             pass
 
 
+async def slow_to_wait() -> None:
+    spin(0.002)
+    await asyncio.sleep(60)
+
+
 async def spin_in_a_step() -> None:
     await asyncio.sleep(0)
     spin()
@@ -106,8 +112,18 @@ async def breathe(seconds: float) -> str:
     return 'alive'
 
 
+async def ignores(_stream: Any, seconds: float) -> None:
+    await breathe(seconds)
+
+
 async def appears(path: Any, there: bool = True) -> None:
     while os.path.exists(path) != there:
+        await asyncio.sleep(0.002)
+
+
+async def begun(pool: Any, count: int = 1) -> None:
+    '''Worker 0 has taken up so many calls.'''
+    while pool.members[0].link.page.taken_up < count:
         await asyncio.sleep(0.002)
 
 
@@ -198,6 +214,17 @@ async def test_call_all_tells_all_failures() -> None:
         with pytest.raises(ExceptionGroup) as caught:
             await pool.call_all(fails, 1, 2)
         assert [type(error) for error in caught.value.exceptions] == [TwoArguments] * 2
+
+
+async def test_an_exit_in_a_worker_is_no_exit_here() -> None:
+    async with Pool(pool_size=2) as pool:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await pool.call_all(exits)
+        assert [type(error) for error in caught.value.exceptions] == [SystemExit] * 2
+        with pytest.raises(SystemExit):
+            async for _ in pool.map(lambda _: exits(), range(1)):
+                pass
+        await idle(pool)
 
 
 async def test_large_values_at_once_stay_whole() -> None:
@@ -298,6 +325,34 @@ async def test_stop_waits_for_calls() -> None:
     assert await call == 'alive'
 
 
+@pytest.mark.parametrize('where', ['call', 'stream', 'open_stream', 'map'])
+async def test_a_caller_is_not_cancelled_by_who_cancels_the_function(where: str) -> None:
+    async def use(which: Any) -> None:
+        if where == 'call':
+            await which.call(breathe, 60)
+        elif where == 'open_stream':
+            async with which.open_stream(ignores, 60):
+                pass
+        else:
+            items = which.map(breathe, [60]) if where == 'map' else which.stream(breathe, 60)
+            async for _ in items:
+                pass
+
+    pool: Pool[Any, Any] = Pool(pool_size=1, stop_timeout=0.05)
+    await pool.start()
+    call = asyncio.create_task(use(pool))
+    await begun(pool)
+    await pool.members[0].stop(0.05)
+    with pytest.raises(looppool.RemoteError, match='cancelled in its worker'):
+        await call
+    last = asyncio.create_task(use(pool.members[0]))
+    while not pool.members[0].link or not pool.members[0].link.page.taken_up:
+        await asyncio.sleep(0.002)
+    await pool.stop()
+    with pytest.raises(looppool.PoolClosed, match='was stopped before the task ended'):
+        await last
+
+
 # Cancellation
 
 
@@ -354,6 +409,21 @@ async def test_cancelling_who_waits_for_credit_leaves_the_credit() -> None:
         await idle(pool)
 
 
+async def test_coroutines_that_are_cancelled_before_their_first_step_are_not_complained_about(
+    capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with Pool(pool_size=1) as pool:
+        for _ in range(10):
+            calls = [asyncio.create_task(pool.call(slow_to_wait)) for _ in range(10)]
+            taken_up = pool.statistics().failed + 3
+            await begun(pool, taken_up)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            await idle(pool)
+    assert not capfd.readouterr().err
+
+
 async def _interrupted(pool: Any, call: 'asyncio.Task[Any]', neighbour: 'asyncio.Task[str]') -> None:
     while not pool.members[0].link.page.stepping:
         await asyncio.sleep(0.002)
@@ -365,7 +435,16 @@ async def _interrupted(pool: Any, call: 'asyncio.Task[Any]', neighbour: 'asyncio
     assert pool.statistics().restarts == 0
 
 
-@pytest.mark.parametrize('function', [spin, spin_in_a_step], ids=['a plain function', 'a step of a coroutine'])
+SPINNING = {
+    'a plain function': spin,
+    'a step of a coroutine': spin_in_a_step,
+    'a function in C': functools.partial(time.sleep, 60),
+    'a chunk of map': functools.partial(run_chunk, spin, 0, [60]),
+    'a chunk of map in C': functools.partial(run_chunk, time.sleep, 0, [60]),
+}
+
+
+@pytest.mark.parametrize('function', SPINNING.values(), ids=SPINNING.keys())
 async def test_what_blocks_its_loop_is_interrupted_and_nobody_else(context: str, function: Any) -> None:
     async with Pool(pool_size=1, context=context, cancel_grace=0.05) as pool:
         neighbour = asyncio.create_task(pool.call(breathe, 0.3))

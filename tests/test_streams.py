@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import LogGuard
-from test_calls import appears, die, idle
+from test_calls import appears, begun, breathe, die, idle
 
 import looppool
 from looppool import Pool
@@ -66,6 +66,19 @@ async def waits(stream: Any, path: str) -> None:
     finally:
         with open(path, 'w'):
             pass
+
+
+async def waits_in_between() -> AsyncIterator[int]:
+    yield 1
+    await asyncio.Event().wait()
+    yield 2
+
+
+async def bursts(stream: Any, count: int) -> None:
+    '''Answers one item with many at once.'''
+    async for _ in stream:
+        for number in range(count):
+            await stream.send(number)
 
 
 both = pytest.mark.parametrize('generator', [numbers, numbers_later])
@@ -148,6 +161,41 @@ async def test_cancelling_who_receives_loses_no_item() -> None:
             except StopAsyncIteration:
                 break
         assert items == list(range(20))
+
+
+async def test_a_stream_that_is_wanted_by_several_starts_once() -> None:
+    async with Pool(pool_size=1, max_tasks=1) as pool:
+        first = asyncio.create_task(pool.call(breathe, 0.05))
+        await asyncio.sleep(0)
+        stream = pool.stream(range, 10)
+        assert sorted(await asyncio.gather(*[anext(stream) for _ in range(5)])) == list(range(5))
+        assert [item async for item in stream] == list(range(5, 10))
+        await first
+        assert pool.statistics().done == 2
+
+
+async def test_a_stream_that_was_closed_has_ended_for_everybody() -> None:
+    async with Pool(pool_size=1, max_tasks=1) as pool:
+        stream = pool.stream(waits_in_between)
+        await anext(stream)
+        waiting = asyncio.create_task(anext(stream, 'ended'))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        assert (await waiting, await anext(stream, 'ended')) == ('ended', 'ended')
+
+        never_begun = pool.stream(numbers, 3)
+        await never_begun.aclose()
+        assert await anext(never_begun, 'ended') == 'ended'
+
+        first = asyncio.create_task(pool.call(breathe, 0.05))
+        await asyncio.sleep(0)
+        closed_while_it_waits = pool.stream(numbers, 10**9)
+        waiting = asyncio.create_task(anext(closed_while_it_waits, 'ended'))
+        await asyncio.sleep(0)
+        await closed_while_it_waits.aclose()
+        assert await waiting == 'ended'
+        await first
+        await idle(pool)
 
 
 async def test_many_streams_at_once_keep_apart() -> None:
@@ -263,3 +311,64 @@ async def test_a_worker_s_death_ends_both_ways(logs: LogGuard) -> None:
                 os.kill(pid, signal.SIGKILL)
                 await stream.receive()
         await idle(pool)
+
+
+async def test_items_that_come_together_go_to_all_who_wait_for_one() -> None:
+    async with Pool(pool_size=1) as pool, pool.open_stream(bursts, 3) as stream:
+        receivers = [asyncio.create_task(stream.receive()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await stream.send('now')
+        assert sorted(await asyncio.gather(*receivers)) == [0, 1, 2]
+
+
+async def test_who_waits_is_told_when_a_stream_is_left_by_an_exception() -> None:
+    async with Pool(pool_size=1) as pool:
+        with pytest.raises(KeyError):
+            async with pool.open_stream(echo, 1) as stream:
+                waiting = [asyncio.create_task(stream.receive()), asyncio.create_task(stream.result())]
+                await asyncio.sleep(0)
+                raise KeyError
+        for one in waiting:
+            with pytest.raises(looppool.StreamClosed):
+                await one
+        for verb in (stream.receive, stream.result, lambda: stream.send(1)):
+            with pytest.raises(looppool.StreamClosed):
+                await verb()
+        with pytest.raises(RuntimeError, match='good for one call'):
+            await stream.__aenter__()
+        await idle(pool)
+
+
+async def test_what_was_sent_to_a_function_that_had_not_begun_is_sent_to_the_replacement(logs: LogGuard) -> None:
+    logs.expect('SIGKILL')
+    async with Pool(pool_size=1, concurrency=1) as pool:
+        first = asyncio.create_task(pool.call(breathe, 60))
+        await begun(pool)
+        async with pool.open_stream(echo, 1) as stream:
+            for number in range(10):
+                await stream.send(number)
+            pid = pool.members[0].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(looppool.WorkerDied):
+                await first
+            await stream.send(10)
+            stream.end()
+            assert [item async for item in stream] == list(range(11))
+            assert await stream.result() == 'all back'
+
+
+async def test_sending_waits_for_a_worker_that_is_not_ready(logs: LogGuard) -> None:
+    logs.expect('SIGKILL')
+    async with Pool(pool_size=1) as pool:
+        pid = pool.members[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        while pool.members[0].state == 'ready':
+            await asyncio.sleep(0.001)
+        async with pool.members[0].open_stream(echo, 1) as stream:
+            await asyncio.gather(*[stream.send(number) for number in range(3)])
+            assert [await stream.receive() for _ in range(3)] == [0, 1, 2]
+        async with pool.members[0].open_stream(echo, 1) as stream:
+            stream.end()
+            assert [item async for item in stream] == []
