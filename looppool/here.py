@@ -1,7 +1,10 @@
 '''Where code runs: the worker of this process.'''
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .worker import Worker
 
 __all__ = ['CurrentWorker', 'current_worker', 'set_current_worker']
 
@@ -13,12 +16,14 @@ class CurrentWorker:
     :ivar number: its number in its pool; below 0 if it has a name.
     :ivar name: its name, or None.
     :ivar pool: the name of its pool.
+    :ivar worker: the instance of its `Worker` class.
     :ivar state: a dict for what calls want to keep in this process; a replacement begins with an empty one.
     '''
 
     number: int
     name: str | None
     pool: str
+    worker: 'Worker[Any, Any]' = dataclasses.field(repr=False)
     state: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 

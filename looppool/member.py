@@ -2,7 +2,8 @@
 
 1. A `Link` is one process's life: the process, its channel, its status page, and the results that came from it. It is
    replaced with the process; results that it has brought are taken up even after its death. A process that is retired
-   finishes what it was sent as a former one, while the next one takes what comes.
+   finishes what it was sent as a former one, while the next one takes what comes. A successor starts beside a process
+   that goes on, and takes its place when it is ready.
 2. A process that ended is read to the end of its link first, and judged then.
 3. A member decides nothing: it tells its pool what happened.
 '''
@@ -79,6 +80,7 @@ class Link:
         settings = self._pool.settings
         blueprint = member.blueprint
         configuration = settings.configuration(member.number, member.name, blueprint.launch)
+        configuration |= {'pool_key': self._pool.key, 'reimport': self._pool.reimport}
         # All of it, or nothing: descriptors may run out at any step.
         with contextlib.ExitStack() as at_end, contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
@@ -98,7 +100,7 @@ class Link:
             )
             undo.pop_all()
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
-        self.end.start(pickle.dumps(configuration | {'pool_key': self._pool.key}), *blueprint.encoded)
+        self.end.start(pickle.dumps(configuration), *blueprint.encoded)
 
     def _receive(self, _kind: int, _ident: int, results: list[bytes]) -> None:
         self._inbox.extend(results)
@@ -112,7 +114,10 @@ class Link:
             return
         self._timer.cancel()
         self.was_ready = True
-        self._pool.member_ready(self.member)
+        if self is self.member.successor:
+            self._pool.changed.set()
+        else:
+            self._pool.member_ready(self.member)
 
     def _on_started(self) -> None:
         if self._early:
@@ -410,6 +415,8 @@ class Member(Addressed):
         self.results = 0
         self.state = 'new'
         self.link: Link | None = None
+        self.successor: Link | None = None
+        '''Of a process that is to take the place of this one as soon as it is ready.'''
         self._former: list[Link] = []
         '''Links of processes that were retired, and of dead ones whose results are not all done.'''
         self.fresh = False
@@ -484,7 +491,7 @@ class Member(Addressed):
 
     def _links(self) -> list[Link]:
         self._former = [link for link in self._former if link.results_pending or not link.buried]
-        return [*self._former, self.link] if self.link else self._former
+        return [*self._former, *(link for link in (self.link, self.successor) if link is not None)]
 
     def heartbeat_age(self) -> float | None:
         '''Seconds since the worker's loop last turned; None before it has, and where there is no process.'''
@@ -546,24 +553,52 @@ class Member(Addressed):
     @property
     def may_restart(self) -> bool:
         '''Whether it waits for a process, and at most one other finishes what it has.'''
-        waits = self.state == 'restarting' and self._restart is None
-        return waits and sum(not link.buried for link in self._former) <= 1
+        return self.state == 'restarting' and self._restart is None and self._few_former
+
+    @property
+    def _few_former(self) -> bool:
+        return sum(not link.buried for link in self._former) <= 1
+
+    @property
+    def may_be_succeeded(self) -> bool:
+        '''Whether it works, for no lease, and at most one other finishes what it has.'''
+        return self.state == 'ready' and not self.leaving and self.slot.lease is None and self._few_former
 
     def start(self) -> None:
         '''Start a process. WorkerStartError if the system can't.'''
         self.state = 'starting'
         self._restart = None
+        self.link = self._make_link()
+
+    def _make_link(self) -> Link:
         try:
-            self.link = Link(self)
+            return Link(self)
         except OSError as error:
             reason = f'the system cannot start its process: {error}'
             raise WorkerStartError(self.number, None, reason, name=self.name) from error
 
+    def start_successor(self) -> Link:
+        '''Start a process beside the one that works. WorkerStartError if the system can't.'''
+        self.successor = self._make_link()
+        return self.successor
+
+    def succeed(self) -> None:
+        '''Put the successor in the place of the process that works, which finishes what it was sent and exits.'''
+        self.retire()
+        self.link, self.successor = self.successor, None
+
+    def dismiss_successor(self, reason: str) -> None:
+        if self.successor is not None:
+            self.successor.dismissed = True
+            self.successor.kill(reason)
+
     def restart_later(self, delay: float, start: Callable[['Member'], None]) -> None:
+        self.dismiss_successor('another process is started anyway')
         self.state = 'restarting'
         self._restart = self.pool.asyncio_loop.call_later(delay, start, self)
 
     def cancel_restart(self) -> None:
+        self.dismiss_successor('the worker leaves')
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
@@ -648,6 +683,9 @@ class Member(Addressed):
             self.link = None
             self.close()
             self.state = 'stopped'
+        elif link is self.successor:
+            self._former.append(link)
+            self.successor = None
         return owed
 
 

@@ -6,7 +6,8 @@
 2. Recycling replaces a worker that has done nothing wrong: the process gets its pill and finishes what it was sent,
    while the next one starts and takes what comes. At most one process of a worker is on its way out when the next
    one starts.
-3. A member that leaves is not replaced once it has nothing to do; one that is doomed is not replaced at all.
+3. Renewing does so only when the next process is ready, so that one that fails to start changes nothing.
+4. A member that leaves is not replaced once it has nothing to do; one that is doomed is not replaced at all.
 '''
 
 import asyncio
@@ -14,6 +15,7 @@ import copy
 import functools
 import logging
 import random
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Final
 
@@ -50,6 +52,8 @@ class Supervisor(Lifecycle):
         )
         self._lost_with: object = None
         '''The last fork server whose death was paid for.'''
+        self.reimport: tuple[str, ...] = ()
+        '''Files and folders: modules from there are imported anew by each worker that starts from now on.'''
         self._past = dict.fromkeys(_PAST, 0)
         '''What members that have left had counted.'''
 
@@ -325,6 +329,46 @@ class Supervisor(Lifecycle):
         if not link.buried:
             link.dismissed = True
             link.kill('it was stopped, and its time was up')
+
+    # Renewing
+
+    async def renew(self, member: Member) -> None:
+        '''Replace the member's process by a new one, as soon as that is ready and the member is not leased.
+
+        Returns when the new one works; the old one finishes what it has beside it. Does nothing if the member leaves.
+        Cancelled, or if the new one fails, nothing has changed.
+
+        :raises WorkerStartError: the new process did not start. It does not count as a restart.
+        :raises WorkerDied: it died while it waited for the end of a lease.
+        :raises PoolClosed: the pool is not running any more.
+        '''
+        await self._renewal(member, lambda: member.may_be_succeeded and member.successor is None)
+        if member.leaving:
+            return
+        link = member.start_successor()
+        self._tell('started', member, pid=link.process.pid)
+        try:
+            await self._renewal(member, lambda: link.buried or (link.was_ready and member.may_be_succeeded))
+            if not link.buried and not member.leaving:
+                self._succeed(member)
+        finally:
+            if link is member.successor:
+                member.dismiss_successor('nobody waits for it any more')
+        if link.buried and not link.dismissed:
+            raise link.error()
+
+    async def _renewal(self, member: Member, condition: Callable[[], bool]) -> None:
+        '''Wait for a step of a renewal, or until there is nothing to renew.'''
+        await self._until(lambda: member.leaving or not self._accepting or condition(), None)
+        if not self._accepting:
+            raise self._refusal()
+
+    def _succeed(self, member: Member) -> None:
+        pid = member.pid
+        member.succeed()
+        _log.info('pool %r: worker %s (pid %s) is renewed', self.name, member.slot.address, pid)
+        self._tell('recycled', member, pid=pid)
+        self.member_ready(member)
 
     # What it tells
 

@@ -21,7 +21,6 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Final, NoReturn
 
@@ -36,6 +35,7 @@ from .errors import Full, PoolClosed, ProtocolError
 from .exchange import Exchange
 from .here import CurrentWorker, set_current_worker
 from .kinds import RELAYED, Kind
+from .modules import forget_modules
 from .packing import Codec, Packing
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
@@ -156,6 +156,7 @@ class WorkerMain:
         _set_environ(configuration['environ'])
         if configuration['cwd'] is not None:
             os.chdir(configuration['cwd'])
+        forget_modules(configuration['reimport'])
         self._concurrency = configuration['concurrency']
         self._end.results = Window(configuration['results'], configuration['result_bytes'])
         self._end.limit_bodies(configuration['max_body'])
@@ -184,24 +185,25 @@ class WorkerMain:
             await self._channel.drained()
             self._leave(1)
         else:
-            self._set_handler(self.worker._process_message)
+            self.take_handler()
             self._end.ready()
 
     def _use(self, codec: Codec | None) -> None:
         self._callee.packing = self._asking.packing = packing = Packing(codec)
         self._encode, self._decode = packing.pack, packing.unpack
 
-    def _set_handler(self, handler: Callable[[Any], Any]) -> None:
-        self._handler, self._done_on_return = undecorated(handler)
+    def take_handler(self) -> None:
+        '''Handle tasks with the worker's `_process_message` as it is now.'''
+        self._handler, self._done_on_return = undecorated(self.worker._process_message)
 
     def _make_worker(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any]) -> Worker[Any, Any]:
         _set_title(f'looppool: {self._configuration["pool"]} worker {self._configuration["number"]}')
         here = self._configuration
-        set_current_worker(CurrentWorker(here['number'], here['name'], here['pool']))
         address = here['number'] if here['name'] is None else here['name']
         self._callee.where = f'worker {address} (pid {os.getpid()}) of pool {here["pool"]!r}'
         # The attributes are there before a subclass's __init__ may want them.
         worker = worker_class.__new__(worker_class)
+        set_current_worker(CurrentWorker(here['number'], here['name'], here['pool'], worker))
         worker._main = self
         worker._number = self._configuration['number']
         worker._pool_name = self._configuration['pool']

@@ -21,7 +21,7 @@ LAYERS = {
     0: ('errors', 'window', 'kinds', 'frames', 'codec', 'packing', 'protocol', 'budget', 'roster'),
     1: (
         'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
-        'here', 'worker', 'asking', 'workermain',
+        'here', 'modules', 'worker', 'asking', 'workermain',
     ),
     2: (
         'settings', 'statistics', 'events', 'mapping', 'objects', 'calls', 'handlers', 'relay', 'member', 'lifecycle',
@@ -41,7 +41,7 @@ IMPURE = {
 PURE_CALLS_OF_OS = {'getpid', 'urandom'}
 '''What tells a process from others is no I/O.'''
 
-HEAVY = ('psutil', 'statsd', 'sentry_sdk', 'cloudpickle', 'tqdm')
+HEAVY = ('psutil', 'statsd', 'sentry_sdk', 'cloudpickle', 'tqdm', 'watchdog')
 
 
 class Import(NamedTuple):

@@ -2,7 +2,10 @@
 
 import asyncio
 import itertools
+import os
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import LogGuard
@@ -149,3 +152,169 @@ async def test_the_back_off_is_as_told(delay: float, logs: LogGuard) -> None:
         assert isinstance(pool, looppool.Pool)
         budget = pool._budget
         assert [budget.spend(100.0) for _ in range(3)] == [0.0, delay, delay]
+
+
+# Renewing
+
+
+class Gated(looppool.Worker[Any, Any]):
+    '''Starts when a file is there, and fails to when it says so.'''
+
+    async def _initialise(self, gate: str) -> None:
+        while not os.path.exists(gate):
+            await asyncio.sleep(0.005)
+        if Path(gate).read_text() == 'broken':
+            raise ValueError('the new code is broken')
+
+    @looppool.task_done
+    async def _process_message(self, message: Any) -> None:
+        self._put_nowait((os.getpid(), message))
+        while message == 'hold':
+            await asyncio.sleep(60)
+
+
+async def test_a_renewed_worker_is_ready_before_the_old_one_leaves(context: str) -> None:
+    async with ObservedPool(context=context, pool_size=1, max_restarts=0) as pool:
+        await pool.broadcast(('remember', 'table'), retain='table')
+        kitty = await pool.spawn('kitty')
+        for member in (pool.members[0], kitty):
+            first, events = member.pid, pool.events()
+            await member.put(('hold', 'old'))
+            assert await pool.result() == ('held', 'old')
+
+            await pool.renew(member)
+
+            second = member.pid
+            assert second != first and member.state == 'ready' and len(member.running) == 2
+            await member.put(('recall',))
+            assert await pool.result() == (second, ['table'])
+            member.running[0].end.cancel()
+            assert (await pool.failure())[0] == ('hold', 'old')
+            seen = [await anext(events) for _ in range(3)]
+            assert [(e.kind, e.pid, e.name) for e in seen] == [
+                ('started', seen[0].pid, member.name),
+                ('recycled', first, member.name),
+                ('ready', second, member.name),
+            ]
+            # The fork server has not told it then.
+            assert seen[0].pid in (None, second)
+        assert pool.named == {'kitty': kitty} and pool.statistics().restarts == 0
+
+
+async def test_nothing_is_lost_while_workers_are_renewed_all_the_time(context: str) -> None:
+    pool = ObservedPool(context=context, pool_size=2, max_restarts=0, stop_timeout=None)
+    async with pool:
+        before = [member.pid for member in pool.members]
+
+        async def renew() -> None:
+            for _ in range(2):
+                for member in pool.members:
+                    await pool.renew(member)
+
+        renewing = asyncio.create_task(renew())
+        count = 0
+        while not renewing.done():
+            await pool.put(('who', count))
+            await asyncio.sleep(0)
+            count += 1
+        await renewing
+        assert not set(before) & {member.pid for member in pool.members}
+    answers = [pool.arrived.get_nowait() for _ in range(pool.arrived.qsize())]
+    assert sorted(value for _, _, value in answers) == list(range(count))
+    assert pool.failed.empty() and pool.statistics().restarts == 0
+
+
+async def test_a_renewal_that_fails_changes_nothing(context: str, tmp_path: Path, logs: LogGuard) -> None:
+    failures = logs.expect(r'worker 0 \(pid \d+\) did not start: it failed with ValueError')
+    gate = tmp_path / 'gate'
+    gate.touch()
+    async with ObservedPool(
+        worker_class=Gated, options={'gate': str(gate)}, context=context, pool_size=1, max_restarts=0
+    ) as pool:
+        member, first = pool.members[0], pool.members[0].pid
+        await pool.put('hold')
+        await pool.take(1)
+        gate.write_text('broken')
+        for _ in range(3):
+            with pytest.raises(looppool.WorkerStartError, match='the new code is broken'):
+                await pool.renew(member)
+        await pool.put('more')
+
+        assert await pool.result() == (first, 'more')
+        assert len(failures) == 3 and (pool.state, member.running) == ('running', [member.link])
+        member.link.end.cancel()
+        await pool.failure()
+
+
+async def test_a_worker_that_dies_while_it_is_renewed_is_replaced_as_any(
+    context: str, tmp_path: Path, logs: LogGuard
+) -> None:
+    logs.expect('was killed by SIGKILL')
+    gate = tmp_path / 'gate'
+    gate.touch()
+    async with ObservedPool(worker_class=Gated, options={'gate': str(gate)}, context=context, pool_size=1) as pool:
+        member, first = pool.members[0], pool.members[0].pid
+        gate.unlink()
+        renewing = asyncio.create_task(pool.renew(member))
+        await until(lambda: member.successor)
+        kill(first)
+        await renewing
+        gate.touch()
+
+        await until(lambda: member.state == 'ready')
+        await pool.put('new')
+        assert await pool.result() == (member.pid, 'new') and member.pid != first
+        assert (member.successor, member.restarts) == (None, 1)
+        await until(lambda: len(member.running) == 1)
+
+
+@pytest.mark.parametrize('end', ['cancel', 'stop', 'leave', 'recycle', 'kill'])
+async def test_a_renewal_that_is_overtaken_leaves_nothing(context: str, end: str, tmp_path: Path) -> None:
+    gate = tmp_path / 'gate'
+    gate.touch()
+    async with ObservedPool(worker_class=Gated, options={'gate': str(gate)}, context=context, pool_size=2) as pool:
+        member = pool.members[1]
+        gate.unlink()
+        renewing = asyncio.create_task(pool.renew(member))
+        await until(lambda: member.successor)
+        successor = member.successor
+        if end == 'cancel':
+            renewing.cancel()
+        else:
+            overtaking = asyncio.create_task({
+                'stop': pool.stop, 'leave': lambda: pool.resize(1), 'recycle': member.stop, 'kill': member.kill,
+            }[end]())  # fmt: skip
+            if end in ('recycle', 'kill'):
+                gate.touch()
+            await overtaking
+        await asyncio.wait([renewing])
+
+        assert renewing.cancelled() is (end == 'cancel')
+        if end == 'stop':
+            assert isinstance(renewing.exception(), looppool.PoolClosed)
+        await until(lambda: successor.buried and member.successor is None)
+        assert member.state == {'cancel': 'ready', 'stop': 'stopped', 'leave': 'stopped'}.get(end, member.state)
+        await until(lambda: all(m.state == 'ready' for m in pool.members) or end == 'stop')
+
+
+async def test_a_leased_worker_is_renewed_when_its_lease_ends(context: str) -> None:
+    async with ObservedPool(context=context, pool_size=1) as pool:
+        member, first = pool.members[0], pool.members[0].pid
+        async with pool.reserve() as lease:
+            renewing = asyncio.create_task(pool.renew(member))
+            assert await lease.call(os.getpid) == first
+            assert not renewing.done() and member.successor is None
+        await renewing
+        assert member.pid != first
+
+        second = member.pid
+        renewing = asyncio.create_task(pool.renew(member))
+        await asyncio.sleep(0)
+        assert member.successor
+        async with pool.reserve() as lease:
+            successor = member.successor
+            await until(lambda: successor.was_ready)
+            assert await lease.call(os.getpid) == second
+            assert not renewing.done()
+        await renewing
+        assert member.pid == successor.process.pid
