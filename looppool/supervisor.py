@@ -335,8 +335,8 @@ class Supervisor(Lifecycle):
     async def renew(self, member: Member) -> None:
         '''Replace the member's process by a new one, as soon as that is ready and the member is not leased.
 
-        Returns when the new one works; the old one finishes what it has beside it. Does nothing if the member leaves.
-        Cancelled, or if the new one fails, nothing has changed.
+        Returns when the new one works; the old one finishes what it has beside it, and objects that live there end with
+        it. Does nothing if the member leaves. Cancelled, or if the new one fails, nothing has changed.
 
         :raises WorkerStartError: the new process did not start. It does not count as a restart.
         :raises WorkerDied: it died while it waited for the end of a lease.
@@ -364,7 +364,7 @@ class Supervisor(Lifecycle):
             raise self._refusal()
 
     def _succeed(self, member: Member) -> None:
-        pid = member.pid
+        pid, member.due = member.pid, ''
         member.succeed()
         _log.info('pool %r: worker %s (pid %s) is renewed', self.name, member.slot.address, pid)
         self._tell('recycled', member, pid=pid)
