@@ -317,7 +317,9 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         return self._roster.claim(len(data), terms.number)
 
     async def call_all(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
-        '''Run a function in every worker, and return the values in the order of the workers.
+        '''Run a function in every worker, and return the values in the order of their numbers.
+
+        Workers with names have none, and are not among them.
 
         :raises ExceptionGroup: what failed, once all have ended.
         :raises: what `call` raises before it sends anything.

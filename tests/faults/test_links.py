@@ -12,7 +12,7 @@ from workers import Casualty
 
 import looppool
 from looppool.frames import RUN, pack_header
-from looppool.kinds import Kind
+from looppool.kinds import ASKED, Kind
 
 from .observed import PUTS, ObservedPool, Put, until
 
@@ -30,6 +30,11 @@ def frame(kind: int, body: bytes = b'', ident: int = 0) -> bytes:
 
 def ids(*numbers: int) -> bytes:
     return struct.pack(f'<{len(numbers)}Q', *numbers)
+
+
+def ask(what: object) -> bytes:
+    head = pickle.dumps(what)
+    return frame(Kind.ASK, struct.pack('<I', len(head)) + head, ASKED | 1)
 
 
 HOSTILE = {
@@ -54,6 +59,10 @@ HOSTILE = {
     'a list of ids that ends in the middle': frame(Kind.DONE, b'12345'),
     'a failure that is no pickle': frame(Kind.FAILED, b'no pickle', ID),
     'a failure that is another pickle': frame(Kind.FAILED, pickle.dumps(5), ID),
+    'something asked without a head': frame(Kind.ASK, b'abc', ASKED | 1),
+    'something asked that is no pickle': frame(Kind.ASK, bytes(4), ASKED | 1),
+    'something asked that nobody knows': ask(('dance', 'b')),
+    'something asked that is another pickle': ask(5),
     'a definition that is no pickle': frame(Kind.DEFINE, b'no pickle'),
     'a definition that is another pickle': frame(Kind.DEFINE, pickle.dumps(5)),
 }
@@ -121,6 +130,7 @@ FROM_THE_POOL = {
     'a length over the cap': pack_header(CAP + 9, Kind.TASK, 5),
     'an unknown kind': frame(99),
     'a kind that only workers send': frame(Kind.RESULT, pickle.dumps(1)),
+    'an answer to what was not asked': frame(Kind.ANSWER, b'', ASKED | 77),
     'credit that nobody gave': frame(Kind.CREDIT, ids(1), 1),
     'credit without a size': frame(Kind.CREDIT, b'', 0),
     'tasks that end before the last': frame(Kind.TASK | RUN, run(b'a', b'b')[:-1], 5),
