@@ -1,4 +1,4 @@
-'''The command: ``python -m benchmarks messages`` and ``python -m benchmarks setup``.'''
+'''The command: ``python -m benchmarks messages``, ``python -m benchmarks calls`` and ``python -m benchmarks setup``.'''
 
 import argparse
 import json
@@ -6,22 +6,37 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
+from benchmarks.call_catalogue import call_sections
+from benchmarks.call_targets import call_targets
 from benchmarks.catalogue import CEILING, LOOPPOOL, Section, Sizes, sections
 from benchmarks.processes import ORIGINAL_FOLDER
 from benchmarks.report import table, verdicts
 from benchmarks.results import Results
 from benchmarks.rounds import run_rounds
-from benchmarks.targets import targets
+from benchmarks.targets import Target, targets
 
 __all__ = ['main']
 
 _ORIGINAL = 'Looppool==0.4.0'
-_DISTRIBUTIONS = ('tornado', 'psutil', 'distex', 'aiomultiprocess', 'xoscar', 'uvloop')
+_DISTRIBUTIONS = (
+    'tornado', 'psutil', 'distex', 'aiomultiprocess', 'xoscar', 'uvloop', 'ray', 'distributed', 'tractor',
+)
 _INTERRUPTED = 130
+
+_SUITES: dict[str, tuple[Callable[[Sizes], list[Section]], Callable[[], list[Target]]]] = {
+    'messages': (sections, targets),
+    'calls': (call_sections, call_targets),
+}
+'''What each command runs, and what looppool has to reach there.'''
+
+_HELP = {
+    'messages': 'measure messages, and what a pool costs',
+    'calls': 'measure calls, map and streams',
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,28 +51,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == 'setup':
         return _setup()
-    chosen = _chosen(sections(_sizes(options)), options.only)
+    available = _SUITES[options.command][0](_sizes(options))
+    chosen = _chosen(available, options.only)
     if not chosen:
-        names = '\n'.join(section.key_of(each) for section in sections(Sizes()) for each in section.contenders)
+        names = '\n'.join(section.key_of(each) for section in available for each in section.contenders)
         print(f'nothing matches --only; there are:\n{names}', file=sys.stderr)
         return 2
-    return _messages(chosen, options)
+    return _measure(chosen, options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks', description='Measure looppool and its peers.')
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('setup', help=f'install {_ORIGINAL} where only its own rows see it')
-    messages = commands.add_parser('messages', help='run every contender in interleaved rounds and print one table')
-    messages.add_argument('--rounds', type=_positive, help='default: 5, with --quick 1')
-    messages.add_argument(
-        '--only', action='append', default=[], metavar='TEXT',
-        help='run what has TEXT in its name, "section/contender"; may be repeated',
+    suites = {
+        name: commands.add_parser(name, help=f'{text}: run every contender in interleaved rounds and print one table')
+        for name, text in _HELP.items()
+    }
+    for suite in suites.values():
+        suite.add_argument('--rounds', type=_positive, help='default: 5, with --quick 1')
+        suite.add_argument(
+            '--only', action='append', default=[], metavar='TEXT',
+            help='run what has TEXT in its name, "section/contender"; may be repeated',
+        )
+        suite.add_argument('--quick', action='store_true', help='a twentieth of the messages: shows that it runs')
+        suite.add_argument('--json', metavar='FILE', help='write every value of every round to FILE too')
+    suites['messages'].add_argument('--idle-seconds', type=float, help='watch the idle pool that long (10, quick: 2)')
+    suites['messages'].add_argument(
+        '--flat-tasks', type=_positive, help='tasks of the long run (1000000, quick: 20000)'
     )
-    messages.add_argument('--quick', action='store_true', help='a twentieth of the messages: shows that it runs')
-    messages.add_argument('--json', metavar='FILE', help='write every value of every round to FILE too')
-    messages.add_argument('--idle-seconds', type=float, help='watch the idle pool that long (10, quick: 2)')
-    messages.add_argument('--flat-tasks', type=_positive, help='tasks of the long run (1000000, quick: 20000)')
     return parser
 
 
@@ -70,6 +92,8 @@ def _positive(text: str) -> int:
 
 def _sizes(options: argparse.Namespace) -> Sizes:
     default = Sizes(scale=0.05, idle=2.0, flat=20_000) if options.quick else Sizes()
+    if options.command != 'messages':
+        return default
     return replace(default, idle=options.idle_seconds or default.idle, flat=options.flat_tasks or default.flat)
 
 
@@ -95,26 +119,33 @@ def _setup() -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def _messages(chosen: list[Section], options: argparse.Namespace) -> int:
+def _measure(chosen: list[Section], options: argparse.Namespace) -> int:
     rounds = options.rounds or (1 if options.quick else 5)
-    results = Results()
+    results, load = Results(), [os.getloadavg()[0]]
     code = 0
     try:
         run_rounds(chosen, rounds, results, lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    _print(chosen, results, rounds, options)
+    load.append(os.getloadavg()[0])
+    _print(chosen, results, rounds, load, options)
     if options.json:
-        _write(results, rounds, options.json)
+        _write(results, rounds, load, options)
     return code or _own_failures(chosen, results)
 
 
-def _print(chosen: list[Section], results: Results, rounds: int, options: argparse.Namespace) -> None:
+def _print(
+    chosen: list[Section], results: Results, rounds: int, load: list[float], options: argparse.Namespace
+) -> None:
     print(f'\nPython {platform.python_version()}, {_versions()}; {os.cpu_count()} cores')
-    print(f'medians of {rounds} round(s)\n')
+    print(f'medians of {rounds} round(s); load average {load[0]:.2f} before them, {load[1]:.2f} after them\n')
     print(table(chosen, results))
     doubt = ' (with --quick: too few messages to judge by)' if options.quick else ''
-    print(f'\nTargets{doubt}\n{verdicts(targets(), results)}')
+    print(f'\nTargets{doubt}\n{verdicts(_targets(options), results)}')
+
+
+def _targets(options: argparse.Namespace) -> list[Target]:
+    return _SUITES[options.command][1]()
 
 
 def _versions() -> str:
@@ -128,17 +159,18 @@ def _version(name: str) -> str:
         return '–'
 
 
-def _write(results: Results, rounds: int, path: str) -> None:
+def _write(results: Results, rounds: int, load: list[float], options: argparse.Namespace) -> None:
     report = {
         'python': platform.python_version(),
         'platform': platform.platform(),
         'cores': os.cpu_count(),
+        'load_average': load,
         'versions': {name: _version(name) for name in _DISTRIBUTIONS},
         'rounds': rounds,
         'results': results.as_json(),
-        'targets': [target.as_json(results) for target in targets()],
+        'targets': [target.as_json(results) for target in _targets(options)],
     }
-    with open(path, 'w', encoding='utf-8') as file:
+    with open(options.json, 'w', encoding='utf-8') as file:
         json.dump(report, file, indent=2)
         file.write('\n')
 

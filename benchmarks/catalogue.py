@@ -13,7 +13,7 @@ from itertools import chain
 
 from benchmarks.load import Load
 
-__all__ = ['CEILING', 'HANDLERS', 'LOOPPOOL', 'PEERS', 'Contender', 'Section', 'Sizes', 'sections']
+__all__ = ['CEILING', 'HANDLERS', 'LOOPPOOL', 'PEERS', 'WORKERS', 'Contender', 'Section', 'Sizes', 'peer', 'sections']
 
 CEILING = 'bare echo'
 '''The ceiling of throughput and latency.'''
@@ -35,7 +35,10 @@ PEERS = {
 }
 '''Modules in `benchmarks.peers` by the peer's name.'''
 
-_WORKERS = 2
+_CALL_PEERS = {'ray': 'ray_actors', 'dask': 'dask_actors', 'tractor': 'tractor_actors'}
+'''Modules of those that have calls, but no messages.'''
+
+WORKERS = 2
 '''Workers of a peer, of looppool where it is compared with them: what two cores suggest.'''
 
 
@@ -116,8 +119,9 @@ def sections(sizes: Sizes) -> list[Section]:
     ]
 
 
-def _peer(name: str, job: str, load: Load, suffix: str = '') -> Contender:
-    return Contender(name + suffix, f'benchmarks.peers.{PEERS[name]}', job, load)
+def peer(name: str, job: str, load: Load, suffix: str = '') -> Contender:
+    '''Return a row of the peer *name*, which *suffix* tells from others of it.'''
+    return Contender(name + suffix, f'benchmarks.peers.{(PEERS | _CALL_PEERS)[name]}', job, load)
 
 
 def _workers(count: int) -> str:
@@ -135,7 +139,7 @@ def _throughput(sizes: Sizes) -> Section:
     ]
     return Section(
         'throughput', 'put → result, messages a second', contenders,
-        ceiling=CEILING, looppool=f'{LOOPPOOL}, plain, {_workers(_WORKERS)}',
+        ceiling=CEILING, looppool=f'{LOOPPOOL}, plain, {_workers(WORKERS)}',
     )
 
 
@@ -149,7 +153,7 @@ def _own_throughput(workers: int, sizes: Sizes) -> Iterator[Contender]:
 def _original_throughput(sizes: Sizes) -> Iterator[Contender]:
     for handlers, workers in (('plain', 1), ('plain', 2), ('coroutine', 2)):
         load = Load(messages=sizes.messages(40_000), workers=workers, handlers=handlers)
-        yield _peer('Looppool 0.4.0', 'throughput', load, f', {HANDLERS[handlers]}, {_workers(workers)}')
+        yield peer('Looppool 0.4.0', 'throughput', load, f', {HANDLERS[handlers]}, {_workers(workers)}')
 
 
 def _peer_throughput(sizes: Sizes) -> Iterator[Contender]:
@@ -162,9 +166,9 @@ def _peer_throughput(sizes: Sizes) -> Iterator[Contender]:
         'xoscar': 15_000,
     }
     for name, full in counts.items():
-        workers = 1 if name == 'multiprocessing.Queue echo' else _WORKERS
+        workers = 1 if name == 'multiprocessing.Queue echo' else WORKERS
         load = Load(messages=sizes.messages(full), workers=workers)
-        yield _peer(name, 'throughput', load, f', {_workers(workers)}')
+        yield peer(name, 'throughput', load, f', {_workers(workers)}')
 
 
 def _latency(sizes: Sizes) -> Section:
@@ -172,20 +176,20 @@ def _latency(sizes: Sizes) -> Section:
     contenders = [
         Contender(CEILING, 'benchmarks.ceiling', 'latency', load),
         Contender(LOOPPOOL, 'benchmarks.engine', 'latency', load),
-        *(_peer(name, 'latency', load) for name in PEERS),
+        *(peer(name, 'latency', load) for name in PEERS),
     ]
     return Section('latency', 'one message at a time, 1 worker', contenders, CEILING, LOOPPOOL)
 
 
 def _sleepers(sizes: Sizes) -> Section:
-    load = Load(messages=sizes.messages(20_000), workers=_WORKERS)
-    few = Load(messages=100, workers=_WORKERS)
+    load = Load(messages=sizes.messages(20_000), workers=WORKERS)
+    few = Load(messages=100, workers=WORKERS)
     contenders = [
         Contender(LOOPPOOL, 'benchmarks.engine', 'sleepers', load),
-        _peer('Looppool 0.4.0', 'sleepers', load),
-        _peer('distex', 'sleepers', few, ', 100 tasks'),
-        _peer('aiomultiprocess', 'sleepers', load, ', childconcurrency 1000'),
-        _peer('xoscar', 'sleepers', load),
+        peer('Looppool 0.4.0', 'sleepers', load),
+        peer('distex', 'sleepers', few, ', 100 tasks'),
+        peer('aiomultiprocess', 'sleepers', load, ', childconcurrency 1000'),
+        peer('xoscar', 'sleepers', load),
     ]
     title = f'{load.messages:,} tasks that each sleep 50 ms, 2 workers, tasks a second'
     return Section('sleepers', title, contenders, looppool=LOOPPOOL)
@@ -198,9 +202,9 @@ def _start() -> Section:
         for context in ('fork', 'forkserver', 'spawn')
         for load in [Load(workers=workers, context=context)]
     ]
-    peer = _peer('ProcessPoolExecutor', 'start', Load(workers=8), ', forkserver, 8 workers')
+    executor = peer('ProcessPoolExecutor', 'start', Load(workers=8), ', forkserver, 8 workers')
     # Next to the row that it is compared with.
-    contenders.insert(-1, peer)
+    contenders.insert(-1, executor)
     title = 'start until READY, of an executor until each worker has run a task'
     return Section('start', title, contenders, looppool=f'{LOOPPOOL}, forkserver, 8 workers')
 
@@ -218,7 +222,7 @@ def _memory() -> Section:
         Contender(f'{LOOPPOOL}, {context}', 'benchmarks.upkeep', 'idle_memory', Load(workers=2, context=context))
         for context in ('fork', 'forkserver', 'spawn')
     ]
-    contenders.append(_peer('ProcessPoolExecutor', 'idle_memory', Load(workers=2), ', forkserver'))
+    contenders.append(peer('ProcessPoolExecutor', 'idle_memory', Load(workers=2), ', forkserver'))
     title = 'memory of an idle worker, the largest of 2'
     return Section('memory', title, contenders, looppool=f'{LOOPPOOL}, forkserver')
 
@@ -231,7 +235,7 @@ def _idle(sizes: Sizes) -> Section:
 
 
 def _flatness(sizes: Sizes) -> Section:
-    load = Load(messages=sizes.flat, workers=_WORKERS)
+    load = Load(messages=sizes.flat, workers=WORKERS)
     contender = Contender(LOOPPOOL, 'benchmarks.upkeep', 'flatness', load, once=True, timeout=600.0)
     title = f'RSS over {sizes.flat:,} tasks with a slow consumer, furthest from its median (one run)'
     return Section('flatness', title, [contender], looppool=LOOPPOOL)

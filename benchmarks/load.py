@@ -9,11 +9,12 @@ Rules:
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 __all__ = [
-    'WINDOW', 'Job', 'Load', 'PingPong', 'Values', 'percentiles', 'rate', 'rate_async', 'sampled', 'sampled_async',
+    'IN_FLIGHT', 'WINDOW', 'Job', 'Load', 'PingPong', 'Values', 'keep_in_flight', 'percentiles', 'rate', 'rate_async',
+    'sampled', 'sampled_async',
 ]
 
 Values = Mapping[str, float]
@@ -21,6 +22,9 @@ Values = Mapping[str, float]
 
 WINDOW = 4096
 '''Messages in flight while throughput is measured: the default window of a pool.'''
+
+IN_FLIGHT = 1000
+'''Calls in flight while their throughput is measured.'''
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Load:
         messages: messages, or tasks, put while the clock runs.
         workers: worker processes.
         handlers: 'plain' functions, a 'coroutine' in the worker, or coroutines on 'both' sides.
+        chunk: items of a ``map`` that travel together; 0 where the contender finds the number itself.
+        ordered: whether the values of a ``map`` come in the order of the items.
         context: start method, where the job depends on it.
         seconds: how long an idle pool is watched, or after how long the sampling of latencies ends.
     '''
@@ -38,6 +44,8 @@ class Load:
     messages: int = 0
     workers: int = 1
     handlers: str = 'plain'
+    chunk: int = 0
+    ordered: bool = True
     context: str = 'forkserver'
     seconds: float = 3.0
 
@@ -70,6 +78,19 @@ async def rate_async(run: Callable[[int], Awaitable[object]], load: Load) -> Val
     before = time.perf_counter()
     await run(load.messages)
     return {'rate': load.messages / (time.perf_counter() - before)}
+
+
+async def keep_in_flight(
+    call: Callable[[int], Awaitable[object]], count: int, in_flight: int = IN_FLIGHT
+) -> None:
+    '''Await ``call(i)`` for *count* values of i, *in_flight* at once, from as many tasks that await one by one.'''
+    messages = iter(range(count))
+    await asyncio.gather(*(_pull(call, messages) for _ in range(min(count, in_flight))))
+
+
+async def _pull(call: Callable[[int], Awaitable[object]], messages: Iterator[int]) -> None:
+    for message in messages:
+        await call(message)
 
 
 def sampled(once: Callable[[int], object], load: Load) -> Values:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.catalogue import CEILING, HANDLERS, LOOPPOOL, PEERS
 from benchmarks.results import Results
 
-__all__ = ['Target', 'targets']
+__all__ = ['Target', 'median_of', 'ratio_of', 'targets']
 
 Measure = Callable[[Results], float | None]
 
@@ -75,7 +75,7 @@ def _throughput() -> Iterator[Target]:
     for workers in (1, 2, 4):
         key = _own('plain', workers)
         yield Target(
-            f'plain, {workers} worker(s), × ceiling', 0.5, _ratio(key, 'rate', _BARE),
+            f'plain, {workers} worker(s), × ceiling', 0.5, ratio_of(key, 'rate', _BARE),
             at_least=True, unit=' ×', note=_against_overlapping(key),
         )
     for handlers, limit in (('plain', 7), ('coroutine', 4), ('both', 4)):
@@ -89,7 +89,7 @@ def _throughput() -> Iterator[Target]:
 
 def _latency() -> Iterator[Target]:
     key = f'latency/{LOOPPOOL}'
-    yield Target('latency p50, × ceiling', 2, _ratio(key, 'p50', f'latency/{CEILING}'), unit=' ×')
+    yield Target('latency p50, × ceiling', 2, ratio_of(key, 'p50', f'latency/{CEILING}'), unit=' ×')
     yield Target(
         'latency p50, × the best peer', 1, _ratio_to_best(key, 'p50', _LATENCY_PEERS, largest=False),
         unit=' ×', note=lambda results: _best(results, _LATENCY_PEERS, 'p50', 1e6, 'µs', largest=False),
@@ -99,27 +99,28 @@ def _latency() -> Iterator[Target]:
 def _sleepers() -> Iterator[Target]:
     peers = [f'sleepers/{name}' for name in ('distex, 100 tasks', 'aiomultiprocess, childconcurrency 1000', 'xoscar')]
     yield Target(
-        'sleeping tasks', 80_000, _median(f'sleepers/{LOOPPOOL}', 'rate'), at_least=True, unit='/s', decimals=0,
+        'sleeping tasks', 80_000, median_of(f'sleepers/{LOOPPOOL}', 'rate'), at_least=True, unit='/s', decimals=0,
         note=lambda results: _best(results, peers, 'rate', 1, '/s', largest=True),
     )
 
 
 def _upkeep() -> Iterator[Target]:
     start, executor = f'start/{LOOPPOOL}, {_FORKSERVER}', f'start/ProcessPoolExecutor, {_FORKSERVER}'
-    imports = _ratio(f'imports/{LOOPPOOL}: import looppool', 'import', 'imports/import tornado.ioloop')
+    imports = ratio_of(f'imports/{LOOPPOOL}: import looppool', 'import', 'imports/import tornado.ioloop')
     yield Target('import looppool, × import tornado.ioloop', 1.5, imports, unit=' ×')
     for value, limit in (('cold', 2.5), ('warm', 1.2)):
         text = f'8 workers READY, forkserver, {value}, × ProcessPoolExecutor'
-        yield Target(text, limit, _ratio(start, value, executor), unit=' ×')
-    yield Target('CPU of an idle pool of 8', 1, _median(f'idle/{LOOPPOOL}', 'cpu', 100), unit=' %')
-    uss = _median(f'memory/{LOOPPOOL}, forkserver', 'uss', 1 / 2**20)
+        yield Target(text, limit, ratio_of(start, value, executor), unit=' ×')
+    yield Target('CPU of an idle pool of 8', 1, median_of(f'idle/{LOOPPOOL}', 'cpu', 100), unit=' %')
+    uss = median_of(f'memory/{LOOPPOOL}, forkserver', 'uss', 1 / 2**20)
     yield Target('USS of an idle worker, forkserver', 12, uss, unit=' MiB', decimals=1)
     for value in ('parent', 'worker'):
-        stray = _median(f'flatness/{LOOPPOOL}', value, 100)
+        stray = median_of(f'flatness/{LOOPPOOL}', value, 100)
         yield Target(f'memory over the long run, {value}, ±', 10, stray, unit=' %', decimals=1)
 
 
-def _ratio(key: str, name: str, other: str) -> Measure:
+def ratio_of(key: str, name: str, other: str) -> Measure:
+    '''Ask for the value *name* of *key*, divided by that of *other*.'''
     return lambda results: results.ratio(key, name, other)
 
 
@@ -127,7 +128,9 @@ def _ratio_to_best(key: str, name: str, others: list[str], *, largest: bool) -> 
     return lambda results: results.ratio_to_best(key, name, others, largest=largest)
 
 
-def _median(key: str, name: str, factor: float = 1) -> Measure:
+def median_of(key: str, name: str, factor: float = 1) -> Measure:
+    '''Ask for the value *name* of *key*, times *factor*.'''
+
     def measure(results: Results) -> float | None:
         median = results.median(key, name)
         return None if median is None else median * factor

@@ -4,16 +4,29 @@ import asyncio
 from collections.abc import Callable
 from importlib import import_module
 
-from benchmarks.load import WINDOW, Load, Values, rate_async, sampled_async
+from benchmarks.load import IN_FLIGHT, WINDOW, Load, Values, keep_in_flight, rate_async, sampled_async
 from benchmarks.peers.tasks import echo, nap
 
-__all__ = ['latency', 'sleepers', 'throughput']
+__all__ = ['calls', 'latency', 'mapped', 'sleepers', 'throughput']
 
 _distex = import_module('distex')
 
 
 def throughput(load: Load) -> Values:
     '''Measure the results a second of ``map_async`` with the window raised to `WINDOW`.'''
+    return asyncio.run(_map_rate(echo, load, WINDOW))
+
+
+def calls(load: Load) -> Values:
+    '''Measure the calls of ``run_async`` answered a second, with queues that hold all `IN_FLIGHT` of them.
+
+    Still larger ones made it slower.
+    '''
+    return asyncio.run(_calls(load))
+
+
+def mapped(load: Load) -> Values:
+    '''Measure the items a second of ``map_async`` with ``load.chunk`` items a chunk.'''
     return asyncio.run(_map_rate(echo, load, WINDOW))
 
 
@@ -35,10 +48,17 @@ async def _map_rate(task: Callable[[int], object], load: Load, window: int) -> V
     async with _distex.Pool(load.workers, qsize=max(1, window // load.workers)) as pool:
 
         async def run(count: int) -> None:
-            async for _ in pool.map_async(task, range(count)):
+            async for _ in pool.map_async(task, range(count), chunksize=load.chunk or 1, ordered=load.ordered):
                 pass
 
         return await rate_async(run, load)
+
+
+async def _calls(load: Load) -> Values:
+    async with _distex.Pool(load.workers, qsize=IN_FLIGHT // load.workers) as pool:
+        return await rate_async(
+            lambda count: keep_in_flight(lambda message: pool.run_async(echo, message), count), load
+        )
 
 
 async def _latency(load: Load) -> Values:

@@ -5,14 +5,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 
-from benchmarks.load import Load, Values, rate, sampled
+from benchmarks.load import IN_FLIGHT, Load, Values, rate, sampled
 from benchmarks.peers.tasks import echo
 
-__all__ = ['idle_memory', 'latency', 'start', 'throughput']
+__all__ = ['calls', 'idle_memory', 'latency', 'mapped', 'start', 'throughput']
 
 _barrier: Barrier | None = None
 
@@ -21,6 +21,28 @@ def throughput(load: Load) -> Values:
     '''Measure the results a second of one future per message.'''
     with _pool(load) as pool:
         return rate(lambda count: deque(pool.map(echo, range(count)), maxlen=0), load)
+
+
+def calls(load: Load) -> Values:
+    '''Measure the calls of ``submit`` answered a second, `IN_FLIGHT` of them at once.'''
+    with _pool(load) as pool:
+
+        def run(count: int) -> None:
+            futures: deque[Future[int]] = deque()
+            for message in range(count):
+                if len(futures) == IN_FLIGHT:
+                    futures.popleft().result()
+                futures.append(pool.submit(echo, message))
+            for future in futures:
+                future.result()
+
+        return rate(run, load)
+
+
+def mapped(load: Load) -> Values:
+    '''Measure the items a second of ``map`` with ``load.chunk`` items a chunk.'''
+    with _pool(load) as pool:
+        return rate(lambda count: deque(pool.map(echo, range(count), chunksize=load.chunk), maxlen=0), load)
 
 
 def latency(load: Load) -> Values:

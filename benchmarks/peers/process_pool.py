@@ -6,13 +6,20 @@ from collections import deque
 from benchmarks.load import Load, Values, rate, sampled
 from benchmarks.peers.tasks import echo
 
-__all__ = ['latency', 'throughput']
+__all__ = ['latency', 'mapped', 'throughput']
 
 
 def throughput(load: Load) -> Values:
     '''Measure the results a second of ``imap_unordered`` with one message a chunk.'''
     with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
         return rate(lambda count: deque(pool.imap_unordered(echo, range(count)), maxlen=0), load)
+
+
+def mapped(load: Load) -> Values:
+    '''Measure the items a second of ``imap`` or ``imap_unordered`` with ``load.chunk`` items a chunk.'''
+    with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
+        imap = pool.imap if load.ordered else pool.imap_unordered
+        return rate(lambda count: deque(imap(echo, range(count), load.chunk), maxlen=0), load)
 
 
 def latency(load: Load) -> Values:

@@ -1,20 +1,17 @@
 '''xoscar: actors without a lock, one in each process of an actor pool, connected by sockets.'''
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-from benchmarks.load import Load, Values, rate_async, sampled_async
+from benchmarks.load import Load, Values, keep_in_flight, rate_async, sampled_async
 from benchmarks.peers.tasks import NAP
 
 __all__ = ['EchoActor', 'latency', 'sleepers', 'throughput']
 
 _xoscar: Any = import_module('xoscar')
-
-_PULLERS = 1000
-'''Calls in flight; more of them made it slower.'''
 
 
 class EchoActor(_xoscar.StatelessActor):  # type: ignore[misc]
@@ -31,7 +28,7 @@ class EchoActor(_xoscar.StatelessActor):  # type: ignore[misc]
 
 
 def throughput(load: Load) -> Values:
-    '''Measure the calls answered a second.'''
+    '''Measure the calls answered a second; more of them in flight made it slower.'''
     return asyncio.run(_throughput(load))
 
 
@@ -66,16 +63,10 @@ async def _actors(load: Load) -> AsyncIterator[list[Any]]:
 async def _throughput(load: Load) -> Values:
     async with _actors(load) as actors:
 
-        async def run(count: int) -> None:
-            messages = iter(range(count))
-            await asyncio.gather(*(_pull(actors[i % len(actors)], messages) for i in range(_PULLERS)))
+        def call(message: int) -> Any:
+            return actors[message % len(actors)].echo(message)
 
-        return await rate_async(run, load)
-
-
-async def _pull(actor: Any, messages: Iterator[int]) -> None:
-    for message in messages:
-        await actor.echo(message)
+        return await rate_async(lambda count: keep_in_flight(call, count), load)
 
 
 async def _latency(load: Load) -> Values:
