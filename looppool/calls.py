@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self
 
 from . import callee, objects
 from .codec import decode
-from .errors import PoolBroken, PoolClosed, ProtocolError, StreamClosed, TaskInterrupted, WorkerDied
+from .errors import Full, PoolBroken, PoolClosed, ProtocolError, StreamClosed, TaskInterrupted, WorkerDied
 from .exchange import Exchange
 from .mapping import mapped
 from .objects import RemoteObject
@@ -57,10 +57,12 @@ class Call:
     :param what: the function, for the log.
     '''
 
+    in_line: asyncio.Task[None] | None = None
+    '''What waits for its credit, if that is not its caller.'''
+
     def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any]) -> None:
         self.answer: asyncio.Future[Any] = loop.create_future()
         self.abandoned = False
-        self.ended = asyncio.Event()
         self._what = what
         self.link: Link | None = None
         self._ident = 0
@@ -77,6 +79,8 @@ class Call:
         '''The answer is of no use any more.'''
         if not self.abandoned:
             self.abandoned = True
+            if self.in_line is not None:
+                self.in_line.cancel()
             if self.link is not None:
                 self.link.abandon(self._ident)
 
@@ -86,7 +90,6 @@ class Call:
         self.link, self._ident = link, ident
 
     def on_value(self, body: bytes) -> None:
-        self.ended.set()
         if self.abandoned:
             self.on_late(body)
             return
@@ -110,7 +113,6 @@ class Call:
         self.on_error(error)
 
     def on_error(self, error: BaseException) -> None:
-        self.ended.set()
         if not self.abandoned:
             self._settle(None, error)
         elif not isinstance(error, _QUIET):
@@ -143,6 +145,7 @@ class _StreamCall(Call):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any], exchange: Exchange) -> None:
         super().__init__(loop, what)
+        self.ended = asyncio.Event()
         self._exchange = exchange
         self.on_items = exchange.on_items  # type: ignore[method-assign]
         self.on_more = exchange.on_more  # type: ignore[method-assign]
@@ -151,6 +154,14 @@ class _StreamCall(Call):
     def on_sent(self, link: Link, ident: int) -> None:
         super().on_sent(link, ident)
         self._exchange.attach(link.end, ident)
+
+    def on_value(self, body: bytes) -> None:
+        self.ended.set()
+        super().on_value(body)
+
+    def on_error(self, error: BaseException) -> None:
+        self.ended.set()
+        super().on_error(error)
 
     def abandon(self) -> None:
         super().abandon()
@@ -348,6 +359,24 @@ class Verbs:
         self._accept_nowait(self._pack_call(call, (callee.CALL, function, args, kwargs)))
         return call.value()
 
+    def _begin(self, function: Callable[..., Any], /, *args: Any) -> Call:
+        '''Make a call, in line if there is no credit. What goes wrong on the way is its answer too.'''
+        call = Call(self._call_loop(), function)
+        try:
+            parcel = self._pack_call(call, (callee.CALL, function, args, {}))
+            self._accept_nowait(parcel)
+        except Full:
+            call.in_line = asyncio.ensure_future(self._stand_in_line(call, parcel))
+        except Exception as error:
+            call.on_error(error)
+        return call
+
+    async def _stand_in_line(self, call: Call, parcel: 'Parcel') -> None:
+        try:
+            await self._accept(parcel)
+        except Exception as error:
+            call.on_error(error)
+
     def stream(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ItemStream[Any]:
         '''Iterate over what a generator function yields in a worker: ``async for item in pool.stream(function)``.
 
@@ -389,7 +418,7 @@ class Verbs:
         if chunksize is not None and chunksize < 1:
             raise ValueError(f'chunksize has to be at least 1, or None, not {chunksize!r}')
         return mapped(
-            self.call, self._width, function, items, ordered=ordered, chunksize=chunksize, progress=progress
+            self._begin, self._width, function, items, ordered=ordered, chunksize=chunksize, progress=progress
         )
 
     async def create(self, factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteObject:
