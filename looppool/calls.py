@@ -312,7 +312,9 @@ class Verbs:
 
     async def _make(self, call: Call, request: Request) -> None:
         '''Have a call accepted; wait for credit.'''
-        await self._accept(self._pack_call(call, request))
+        parcel = self._pack_call(call, request)
+        if not self._try_accept(parcel):
+            await self._accept(parcel)
 
     def _pack_call(self, call: Call, request: Request) -> 'Parcel':
         raise NotImplementedError
@@ -320,10 +322,16 @@ class Verbs:
     def _packing(self) -> Packing:
         raise NotImplementedError
 
+    def _try_accept(self, parcel: 'Parcel') -> bool:
+        '''Accept it if there is credit now, and that can be told at once.'''
+        return False
+
     async def _accept(self, parcel: 'Parcel') -> None:
+        '''Wait in line for credit, and accept it.'''
         raise NotImplementedError
 
     def _accept_nowait(self, parcel: 'Parcel') -> None:
+        '''Accept it, or raise `Full`.'''
         raise NotImplementedError
 
     def _call_loop(self) -> asyncio.AbstractEventLoop:
@@ -347,8 +355,14 @@ class Verbs:
         :raises Exception: what the function raised, with the remote traceback as its cause; or the error of pickling.
         '''
         call = Call(self._call_loop(), function)
-        await self._make(call, (callee.CALL, function, args, kwargs))
-        return await call.value()
+        parcel = self._pack_call(call, (callee.CALL, function, args, kwargs))
+        if not self._try_accept(parcel):
+            await self._accept(parcel)
+        try:
+            return await call.answer
+        except asyncio.CancelledError:
+            call.abandon()
+            raise
 
     def call_nowait(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         '''As `call`, but take the credit at once; what is returned is to be awaited.
@@ -487,6 +501,9 @@ class Addressed(Verbs):
 
     def _packing(self) -> Packing:
         return self.pool._packing()  # type: ignore[no-any-return]
+
+    def _try_accept(self, parcel: 'Parcel') -> bool:
+        return self.pool._try_accept(parcel)  # type: ignore[no-any-return]
 
     async def _accept(self, parcel: 'Parcel') -> None:
         await self.pool._accept(parcel)

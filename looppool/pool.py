@@ -290,31 +290,34 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         if not self._accepting or self._thread != get_ident():
             self._refuse('call')
         data, needs = encoded = self.packing.pickle(request)
-        check_encoded(encoded, self._max_message_bytes)
+        if needs or len(data) > self._max_message_bytes:
+            check_encoded(encoded, self._max_message_bytes)
         # What a stream has given can't be taken back, so it is not run again.
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries
-        return data, Terms(needs, retries=retries, call=call)
+        return data, Terms(needs, None, None, retries, call)
 
     def _width(self) -> int:
         return len(self.members)
 
     async def _accept(self, parcel: Parcel) -> None:
+        if not self._try_accept(parcel):
+            data, terms = parcel
+            slot = await self._permit(len(data), terms.number, least=terms.number is None)
+            slot.deliver(parcel)
+
+    def _try_accept(self, parcel: Parcel) -> bool:
         data, terms = parcel
-        slot = self._claim(parcel) or await self._permit(len(data), terms.number, least=terms.number is None)
+        number = terms.number
+        slot = self._roster.claim_least(len(data)) if number is None else self._roster.claim(len(data), number)
+        if slot is None:
+            return False
         slot.deliver(parcel)
+        return True
 
     def _accept_nowait(self, parcel: Parcel) -> None:
-        slot = self._claim(parcel)
-        if slot is None:
+        if not self._try_accept(parcel):
             number = parcel[1].number
             raise Full('task', f'pool {self.name!r}' if number is None else f'worker {number}')
-        slot.deliver(parcel)
-
-    def _claim(self, parcel: Parcel) -> Slot | None:
-        data, terms = parcel
-        if terms.number is None:
-            return self._roster.claim_least(len(data))
-        return self._roster.claim(len(data), terms.number)
 
     async def call_all(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
         '''Run a function in every worker, and return the values in the order of their numbers.

@@ -415,11 +415,10 @@ class PoolEnd(_End):
         self._answered(ident, failed=False).on_value(body)
 
     def _answered(self, ident: int, *, failed: bool) -> Caller:
-        relay = self.relays.pop(ident, None)
-        if relay is not None:
-            return relay
         parcel = self.calls.pop(ident, None)
         if parcel is None:
+            if ident in self.relays:
+                return self.relays.pop(ident)
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
         self._handler.on_answered(parcel, failed=failed)
         call = parcel[1].call

@@ -168,8 +168,14 @@ STEPS: Final = (_Strand._first_steps.__code__, _Strand._step.__code__)
 '''What of this module calls the code of coroutines.'''
 
 
+_VALUES: Final = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, set})
+'''What is seen at once to be nothing to be awaited; to look closer takes as long as many a call.'''
+
+
 def as_coroutine(outcome: Any) -> Steps | None:
     '''What is left to run of what a function returned; None if that is nothing to be awaited.'''
+    if type(outcome) in _VALUES:
+        return None
     if type(outcome) is types.CoroutineType:
         return outcome
     return _await(outcome) if inspect.isawaitable(outcome) else None
