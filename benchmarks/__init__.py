@@ -1,3 +1,3 @@
-'''Benchmarks of looppool against a bare ceiling and its peers: ``python -m benchmarks messages``.'''
+'''Benchmarks of looppool against a bare ceiling and its peers: ``python -m benchmarks messages`` and ``calls``.'''
 
 __all__: list[str] = []

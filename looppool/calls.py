@@ -57,12 +57,13 @@ class Call:
     :param what: the function, for the log.
     '''
 
-    in_line: asyncio.Task[None] | None = None
-    '''What waits for its credit, if that is not its caller.'''
+    __slots__ = ('_ident', '_link', '_what', 'abandoned', 'answer', 'in_line')
 
     def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any]) -> None:
         self.answer: asyncio.Future[Any] = loop.create_future()
         self.abandoned = False
+        self.in_line: asyncio.Task[None] | None = None
+        '''What waits for its credit, if that is not its caller.'''
         self._what = what
         self.link: Link | None = None
         self._ident = 0

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import gc
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from conftest import LogGuard
-from test_calls import die, doubled, idle
+from test_calls import _interrupted, breathe, die, doubled, idle, spin
 
 import looppool
 from looppool import Pool
@@ -123,3 +124,61 @@ async def test_a_death_ends_it(logs: LogGuard) -> None:
             async for _ in pool.map(lambda _: die(), range(3)):
                 pass
         await idle(pool)
+
+
+async def test_values_come_as_credit_allows() -> None:
+    async with Pool(pool_size=2, max_tasks=2) as pool:
+        for ordered in (True, False):
+            values = [value async for value in pool.map(squared, range(100), ordered=ordered, chunksize=3)]
+            assert sorted(values) == [number * number for number in range(100)]
+        await idle(pool)
+
+
+async def test_leaving_it_leaves_the_line_for_credit() -> None:
+    async with Pool(pool_size=1, max_tasks=1) as pool:
+        values = pool.map(asyncio.sleep, [60] * 10, chunksize=1)
+        first = asyncio.create_task(anext(values))
+        while pool.statistics().waiting < 3:
+            await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await idle(pool)
+        assert pool.statistics().waiting == 0
+
+
+async def test_what_can_not_be_pickled_fails_behind_the_values_before_it() -> None:
+    values, unpicklable = [], threading.Lock()
+    async with Pool(pool_size=2) as pool:
+        with pytest.raises(TypeError, match='pickle'):
+            async for value in pool.map(repr, [1, 2, unpicklable, 3], chunksize=2):
+                values.append(value)
+        assert values == ['1', '2']
+        await idle(pool)
+
+
+async def test_a_function_that_raises_stop_iteration_ends_no_chunk_early() -> None:
+    async with Pool(pool_size=1) as pool:
+        with pytest.raises(RuntimeError, match='raised StopIteration') as caught:
+            async for _ in pool.map(next, [iter([1]), iter([])], chunksize=2):
+                pass
+        assert any('map: item 1' in note for note in caught.value.__notes__)
+
+
+async def test_a_chunk_that_blocks_its_loop_is_interrupted() -> None:
+    async with Pool(pool_size=1, cancel_grace=0.05) as pool:
+        neighbour = asyncio.create_task(pool.call(breathe, 0.3))
+        await asyncio.sleep(0)
+        first = asyncio.create_task(anext(pool.map(spin, [60, 60], chunksize=1)))
+        await _interrupted(pool, first, neighbour)
+
+
+async def test_a_pool_that_ends_ends_it() -> None:
+    pool = Pool(pool_size=1)
+    await pool.start()
+    values = pool.map(squared, later(10**9), chunksize=1)
+    assert await anext(values) == 0
+    await pool.stop()
+    with pytest.raises(looppool.PoolClosed):
+        async for _ in values:
+            pass

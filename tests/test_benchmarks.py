@@ -1,0 +1,120 @@
+'''The benchmarks: each target asks for what is measured, each row has a job, and what can't run costs only its row.'''
+
+import ast
+import asyncio
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+from command import ROOT
+
+if str(ROOT) not in sys.path:
+    # Behind everything else: an installed looppool stays the one that is tested.
+    sys.path.append(str(ROOT))
+
+catalogue: Any = import_module('benchmarks.catalogue')
+call_catalogue: Any = import_module('benchmarks.call_catalogue')
+call_targets: Any = import_module('benchmarks.call_targets')
+load: Any = import_module('benchmarks.load')
+processes: Any = import_module('benchmarks.processes')
+report: Any = import_module('benchmarks.report')
+results: Any = import_module('benchmarks.results')
+rounds: Any = import_module('benchmarks.rounds')
+targets: Any = import_module('benchmarks.targets')
+
+SUITES = {
+    'messages': (catalogue.sections, targets.targets),
+    'calls': (call_catalogue.call_sections, call_targets.call_targets),
+}
+SECTIONS = [section for sections, _ in SUITES.values() for section in sections(catalogue.Sizes())]
+
+
+def filled(sections: list[Any]) -> Any:
+    '''Results in which every row has measured 1 of everything, twice.'''
+    values = dict.fromkeys(report.UNITS, 1.0)
+    full = results.Results()
+    for section in sections:
+        for contender in section.contenders:
+            for number in range(2):
+                full.add(section.key_of(contender), number, values)
+    return full
+
+
+@pytest.mark.parametrize('suite', SUITES)
+def test_each_target_asks_for_what_is_measured(suite: str) -> None:
+    sections, questions = SUITES[suite]
+    full = filled(sections(catalogue.Sizes()))
+
+    assert [question.text for question in questions() if question.measure(full) is None] == []
+    assert 'not measured' not in report.verdicts(questions(), full)
+    assert 'reached' not in report.verdicts(questions(), results.Results())
+
+
+@pytest.mark.parametrize('section', SECTIONS, ids=lambda section: section.key)
+def test_a_section_knows_its_rows(section: Any) -> None:
+    names = [contender.name for contender in section.contenders]
+
+    assert len(names) == len(set(names))
+    assert {section.looppool, section.ceiling} - {None} <= set(names)
+    assert f'  {names[0]}' in report.table([section], filled([section]))
+
+
+@pytest.mark.parametrize('section', SECTIONS, ids=lambda section: section.key)
+def test_each_row_has_a_job(section: Any) -> None:
+    for contender in section.contenders:
+        # Read, not imported: a peer need not be installed.
+        source = (ROOT / contender.module.replace('.', '/')).with_suffix('.py').read_text()
+        functions = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+        assert contender.job in functions, contender
+
+
+def test_a_peer_that_is_not_installed_costs_only_its_row() -> None:
+    missing = catalogue.Contender('missing', 'benchmarks.peers.no_such_peer', 'calls', load.Load())
+    section = catalogue.Section('calls', 'calls', [missing])
+    lines: list[str] = []
+    outcomes = results.Results()
+
+    rounds.run_rounds([section], 3, outcomes, lines.append)
+
+    assert len(lines) == 1 and 'not installed: benchmarks.peers.no_such_peer' in lines[0]
+    assert 'not installed' in report.table([section], outcomes)
+    with pytest.raises(processes.Failed, match='exit code 1'):
+        processes.run('benchmarks.calls', 'no_such_job', load.Load(), 20)
+
+
+async def test_so_many_calls_are_in_flight() -> None:
+    running, most, made = 0, 0, []
+
+    async def call(number: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        made.append(number)
+        await asyncio.sleep(0)
+        running -= 1
+
+    await load.keep_in_flight(call, 100, 7)
+    assert most == 7 and made == list(range(100))
+    await load.keep_in_flight(call, 3, 7)
+    assert made[100:] == [0, 1, 2]
+
+
+def test_the_command_measures_the_rows_of_looppool() -> None:
+    command = [sys.executable, '-m', 'benchmarks', 'calls', '--quick', '--only', '/looppool']
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    table = ended.stdout.partition('\nTargets')[0]
+    assert 'failed' not in table and 'load average' in table
+    for section in call_catalogue.call_sections(catalogue.Sizes()):
+        for contender in section.contenders:
+            assert (f'  {contender.name} ' in table) == contender.name.startswith(catalogue.LOOPPOOL)
+
+
+def test_the_command_lists_what_there_is() -> None:
+    command = [sys.executable, '-m', 'benchmarks', 'calls', '--only', 'no such row']
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+
+    assert ended.returncode == 2 and 'map/multiprocessing.Pool, imap_unordered' in ended.stderr
