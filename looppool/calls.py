@@ -57,7 +57,7 @@ class Call:
     :param what: the function, for the log.
     '''
 
-    __slots__ = ('_ident', '_link', '_what', 'abandoned', 'answer', 'in_line')
+    __slots__ = ('_ident', '_what', 'abandoned', 'answer', 'in_line', 'link')
 
     def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any]) -> None:
         self.answer: asyncio.Future[Any] = loop.create_future()
