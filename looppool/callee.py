@@ -69,6 +69,8 @@ class Callee:
         '''Begin a call.'''
         context = _Watched(self._words, ident)
         try:
+            if self.packing.variables:
+                body = self.packing.set_values(context, body)
             mode, function, args, kwargs = decode(body)
             coroutine = self._begin(ident, context, mode, function, args, kwargs)
         except BaseException as error:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextvars import copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -219,6 +220,8 @@ class ItemStream(AsyncIterator[T], Generic[T]):
     def __init__(self, verbs: 'Verbs', request: Request) -> None:
         self._verbs = verbs
         self._request = request
+        # The values that context variables have now travel along, wherever the iteration begins.
+        self._context = copy_context()
         self._exchange: Exchange | None = None
         self._call: _StreamCall | None = None
         self._starting = asyncio.Lock()
@@ -242,7 +245,7 @@ class ItemStream(AsyncIterator[T], Generic[T]):
         loop = asyncio.get_running_loop()
         exchange = Exchange(loop, self._verbs._packing())
         call = _StreamCall(loop, self._request[1], exchange)
-        await self._verbs._make(call, self._request)
+        await self._verbs._accept(self._context.run(self._verbs._pack_call, call, self._request))
         self._exchange, self._call = exchange, call
         if self._closed:
             call.abandon()
@@ -274,6 +277,7 @@ class OpenStream(Exchange):
         super().__init__(asyncio.get_running_loop(), verbs._packing())
         self._verbs = verbs
         self._request = request
+        self._context = copy_context()
         self._call = _StreamCall(self._loop, request[1], self)
         self._unheard = []
         self._entered = False
@@ -282,7 +286,7 @@ class OpenStream(Exchange):
         if self._entered:
             raise RuntimeError('a stream is good for one call: call open_stream() again')
         self._entered = True
-        await self._verbs._make(self._call, self._request)
+        await self._verbs._accept(self._context.run(self._verbs._pack_call, self._call, self._request))
         return self
 
     async def __aexit__(
@@ -432,8 +436,13 @@ class Verbs:
         '''
         if chunksize is not None and chunksize < 1:
             raise ValueError(f'chunksize has to be at least 1, or None, not {chunksize!r}')
+        context = copy_context()
+
+        def begin(function: Callable[..., Any], *args: Any) -> Call:
+            return context.run(self._begin, function, *args)
+
         return mapped(
-            self._begin, self._width, function, items, ordered=ordered, chunksize=chunksize, progress=progress
+            begin, self._width, function, items, ordered=ordered, chunksize=chunksize, progress=progress
         )
 
     async def create(self, factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteObject:

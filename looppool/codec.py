@@ -4,7 +4,8 @@
    pickler (cloudpickle) runs, which sends by value what the other side can't reach by name.
 2. A class or function from the top level of ``__main__`` becomes a *definition*: it travels by value once per link,
    ahead of the first message that needs it, and messages refer to it. Lambdas, closures and local classes have no
-   such name and travel inside each message.
+   such name and travel inside each message. So does a context variable that is no global of a module: it is one and
+   the same for all that refer to it.
    A definition may need others, which travel ahead of it; the functions of all share one set of globals there.
 3. A definition is known by a key that is unique across processes, so its owner recognises it when it comes back:
    an instance of a script's class that a worker returns is an instance of the script's very class.
@@ -23,11 +24,13 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
+from .variables import home_of, reduce_variable
 
 __all__ = [
     'Definition',
@@ -52,7 +55,7 @@ Key = tuple[str, int]
 
 
 class Definition(NamedTuple):
-    '''A class or function that travels by value.'''
+    '''A class, a function or a context variable that travels by value.'''
 
     key: Key
     body: bytes
@@ -165,6 +168,8 @@ def _value_pickler() -> Any:
             if definition is not None:
                 self.needs[definition.key] = definition
                 return _resolve, definition.key
+            if isinstance(obj, ContextVar):
+                return reduce_variable(obj)
             rebuild = _REBUILT.get(type(obj))
             if rebuild is not None and obj.__module__ == '__main__':
                 return rebuild(obj)
@@ -215,7 +220,7 @@ _REBUILT: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
 if sys.version_info >= (3, 12):
     _REBUILT[typing.TypeAliasType] = lambda obj: (typing.TypeAliasType, (obj.__name__, obj.__value__))
 
-_NAMED: Final = (type, FunctionType, *_REBUILT)
+_NAMED: Final = (type, FunctionType, ContextVar, *_REBUILT)
 '''The types of what is found by its name.'''
 
 
@@ -229,13 +234,14 @@ class _Definitions:
         self._count = 0
 
     def of(self, obj: Any, reducers: Reducers) -> Definition | None:
-        '''The definition of a class or function from the top level of ``__main__``, made at first sight.
+        '''The definition of a class or function from the top level of ``__main__``, or of a context variable that no
+        module has, made at first sight.
 
         None also for one that is just being made: where definitions need each other, the inner one has the outer one
         by value.
         '''
         found = self._by_object.get(id(obj))
-        if found is None and _is_top_level_of_main(obj) and id(obj) not in self.under_way:
+        if found is None and _is_to_be_defined(obj) and id(obj) not in self.under_way:
             found = self._make(obj, reducers)
         return found
 
@@ -252,7 +258,12 @@ class _Definitions:
 
     def forget_bodies(self) -> None:
         own = _origin()
-        self._by_object = {at: made for at, made in self._by_object.items() if made.key[0] != own}
+        # A variable stays what it is, also for workers that run already.
+        self._by_object = {
+            at: made
+            for at, made in self._by_object.items()
+            if made.key[0] != own or isinstance(self.by_key[made.key][1], ContextVar)
+        }
 
     def add(self, definition: Definition, obj: Any) -> Definition:
         # by_key keeps the object alive, so its id stays its own.
@@ -280,7 +291,9 @@ def _origin() -> str:
     return f'{os.getpid()}-{_birth}'
 
 
-def _is_top_level_of_main(obj: Any) -> bool:
+def _is_to_be_defined(obj: Any) -> bool:
+    if isinstance(obj, ContextVar):
+        return home_of(obj) is None
     name = getattr(obj, '__qualname__', obj.__name__)
     return obj.__module__ == '__main__' and getattr(sys.modules['__main__'], name, None) is obj
 

@@ -82,7 +82,7 @@ class Handlers:
         self._changed.set()
         task: Any = data
         try:
-            task = self._packing.unpack(data)
+            task = self._packing.unpack_task(data)
         except Exception as failure:
             error.add_note(f'the task is given as its bytes, as it could not be loaded: {failure!r}')
         try:

@@ -71,7 +71,7 @@ class Lifecycle(Verbs):
         self.ioloop = ioloop
         self.changed = asyncio.Event()
         self.draining = False
-        self.packing = Packing(settings.codec)
+        self.packing = Packing(settings.codec, settings.contextvars)
         self.handlers = Handlers(self.name, self.changed, self.packing)
         self._roster = roster
         self.members: tuple[Member, ...] = ()

@@ -13,6 +13,7 @@ import inspect
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from .callee import calls_tasks
@@ -154,9 +155,9 @@ class RemoteObject:
 
     def __del__(self) -> None:
         if self._keeps and not self._closed:
-            # From any thread, and after the loop's end.
+            # From any thread, and after the loop's end; in nobody's context, whose values might travel along.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(release_soon, self._verbs, self._key, self._link)
+                self._loop.call_soon_threadsafe(release_soon, self._verbs, self._key, self._link, context=Context())
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._usable()

@@ -4,16 +4,19 @@
 2. An object of a type that was registered is pickled as was said, wherever in a message, a call or a value it is met.
 3. A codec that overrides `Codec.encode` or `Codec.decode` makes the bytes of tasks, results and the items of streams.
    What belongs to calls stays pickled, as functions have to travel.
+4. The values of context variables travel ahead of a task or a call, pickled, behind their size: no codec sees them.
 '''
 
 import functools
 import pickle
+import struct
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import FunctionType, NoneType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from .codec import Definition, Encoded, Reducers, decode, encode, encode_with, in_order
+from .variables import adopt, values_of
 
 __all__ = ['Codec', 'Packing']
 
@@ -24,6 +27,8 @@ _NATIVE: Final = frozenset({
     FunctionType,
 })  # fmt: skip
 '''What pickle never asks anybody about.'''
+
+_SIZE: Final = struct.Struct('<I')
 
 _NO_REDUCERS: Final[Reducers] = {}
 
@@ -80,26 +85,75 @@ def _reduce(encode: Callable[[Any], Any], decode: Callable[[Any], Any], obj: Any
     return decode, (encode(obj),)
 
 
+class Runs(Protocol):
+    '''A context, as far as values are set in it.'''
+
+    def run(self, function: Callable[..., Any], /, *args: Any) -> Any: ...
+
+
 class Packing:
     '''What both sides of a link do with what goes over it.
 
     :ivar pack: makes bytes of a task, a result or an item.
     :ivar unpack: the other way.
     :ivar pickle: makes bytes of what belongs to calls; `codec.decode` is the other way.
+    :ivar pack_task: as `pack`, with the values of the variables ahead, if there are any. The other way is
+        `unpack_task`; in a worker, `set_values` and `unpack`.
+    :ivar pack_request: as `pickle`, likewise.
+    :ivar variables: the context variables whose values are taken along.
     '''
 
-    def __init__(self, codec: Codec | None = None) -> None:
+    def __init__(self, codec: Codec | None = None, variables: tuple[ContextVar[Any], ...] = ()) -> None:
         self.codec = codec
+        self.variables = variables
         self.pickle: Callable[[Any], Encoded] = encode
         self.pack: Callable[[Any], Encoded] = encode
         self.unpack: Callable[[bytes], Any] = decode
-        if codec is None:
-            return
+        if codec is not None:
+            self._use(codec)
+        self.pack_task, self.pack_request, self.unpack_task = self.pack, self.pickle, self.unpack
+        if variables:
+            self.pack_task = functools.partial(self._pack_with_values, self.pack)
+            self.pack_request = functools.partial(self._pack_with_values, self.pickle)
+            self.unpack_task = self._unpack_without_values
+
+    def _use(self, codec: Codec) -> None:
         self.pack = self.pickle = functools.partial(_pickle, codec)
         if type(codec).encode is not Codec.encode:
             self.pack = functools.partial(_pack, codec)
         if type(codec).decode is not Codec.decode:
             self.unpack = codec.decode
+
+    def _pack_with_values(self, pack: Callable[[Any], Encoded], obj: Any) -> Encoded:
+        data, needs = pack(obj)
+        values, needs_of_values = self._pack_values()
+        return b''.join((_SIZE.pack(len(values)), values, data)), in_order((*needs_of_values, *needs))
+
+    def _pack_values(self) -> Encoded:
+        values = values_of(self.variables)
+        if not values:
+            return b'', ()
+        try:
+            return self.pickle(values)
+        except Exception as error:
+            names = ', '.join(self.variables[place].name for place in values)
+            error.add_note(f'while pickling the values of the context variables that travel along: {names}')
+            raise
+
+    def _unpack_without_values(self, body: bytes) -> Any:
+        return self.unpack(body[_values_end(body) :])
+
+    def set_values(self, context: Runs, body: bytes) -> bytes:
+        '''Set the values that travel ahead of a task or a call in its context; return the rest.'''
+        end = _values_end(body)
+        if end > _SIZE.size:
+            context.run(adopt, self.variables, decode(body[_SIZE.size : end]))
+        return body[end:]
+
+
+def _values_end(body: bytes) -> int:
+    (size,) = _SIZE.unpack_from(body)
+    return _SIZE.size + int(size)
 
 
 def _pickle(codec: Codec, obj: Any) -> Encoded:

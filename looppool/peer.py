@@ -38,7 +38,7 @@ class Peer(Verbs):
         :raises PoolClosed: the pool is stopping.
         :raises: as ``Pool.put``.
         '''
-        await _ask(self.put, Op.PUT, self.name, self._packing().pack(message))
+        await _ask(self.put, Op.PUT, self.name, self._packing().pack_task(message))
 
     def _keep(self, link: Any, key: Key) -> RemoteObject:
         return RemoteObject(self, key, keeps=True)
@@ -56,7 +56,7 @@ class Peer(Verbs):
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         if not callable(request[1]):
             raise TypeError(f'a function is needed to call, not {request[1]!r}')
-        data, needs = self._packing().pickle(request)
+        data, needs = self._packing().pack_request(request)
         return data, Terms(needs, self.name, call=call)
 
     def _packing(self) -> Packing:

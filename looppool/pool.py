@@ -11,6 +11,7 @@ import logging
 import os
 import reprlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, Final, Generic
 
@@ -26,7 +27,7 @@ from .packing import Codec, Packing
 from .protocol import Parcel, Terms
 from .roster import Address, Slot, Waiter
 from .runner import caught
-from .settings import Settings, checked_options, checked_sizes, make_launch
+from .settings import Settings, checked_options, checked_sizes, checked_variables, make_launch
 from .supervisor import retries_of
 from .worker import ResultT, TaskT, Worker, is_idempotent
 
@@ -78,6 +79,8 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     :param cancel_grace: seconds that a cancelled call may go on blocking its worker's loop until it is interrupted, and
         as many more until the worker is killed.
     :param codec: how tasks, results and items become bytes, where pickle is not what you want; see `Codec`.
+    :param contextvars: the context variables whose values travel along with tasks, calls and streams: each runs with
+        the values that they had where it was put or called. They are found by name, those of a script by value.
     :param max_message_bytes: cap on one pickled message.
     :param env: environment variables to set in the workers, on top of the parent's.
     :param cwd: working directory of the workers; default: the parent's.
@@ -86,7 +89,8 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         module of `worker_class` are imported there anyway.
     :param executable: the Python interpreter to run (spawn only).
     :raises ValueError: an argument is out of range; the text names it.
-    :raises TypeError: `worker_class` is no subclass of `Worker`, `ioloop` no Tornado loop, or `codec` no `Codec`.
+    :raises TypeError: `worker_class` is no subclass of `Worker`, `ioloop` no Tornado loop, `codec` no `Codec`, or
+        `contextvars` no list of context variables.
     '''
 
     process_message: Callable[[ResultT, Callable[[], None]], Any]
@@ -136,6 +140,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         heartbeat_timeout: float | None = None,
         cancel_grace: float = 1.0,
         codec: Codec | None = None,
+        contextvars: Sequence[ContextVar[Any]] = (),
         max_message_bytes: int = 1 << 30,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -171,6 +176,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             heartbeat_timeout=heartbeat_timeout,
             cancel_grace=cancel_grace,
             codec=codec,
+            contextvars=checked_variables(contextvars),
             launch=make_launch(worker_class, context, env, cwd, path, preload, executable),
         )
         super().__init__(settings, distribution, checked_options(options), ioloop)
@@ -182,7 +188,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         self._terms = Terms(retries=retries_of(worker_class, retries))
         '''Of a message that is not addressed and needs no definitions.'''
         self._max_message_bytes = max_message_bytes
-        self._encode = self.packing.pack
+        self._encode = self.packing.pack_task
 
     # Putting
 
@@ -289,7 +295,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             raise TypeError(f'a function is needed to call, not {function!r}')
         if not self._accepting or self._thread != get_ident():
             self._refuse('call')
-        data, needs = encoded = self.packing.pickle(request)
+        data, needs = encoded = self.packing.pack_request(request)
         if needs or len(data) > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)
         # What a stream has given can't be taken back, so it is not run again.

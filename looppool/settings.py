@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Final
 
 from .frames import MAX_BODY
@@ -15,6 +16,7 @@ __all__ = [
     'Settings',
     'checked_options',
     'checked_sizes',
+    'checked_variables',
     'checked_worker_class',
     'make_launch',
     'usable_cpus',
@@ -72,6 +74,7 @@ class Settings:
     heartbeat_timeout: float | None
     cancel_grace: float
     codec: Codec | None
+    contextvars: tuple[ContextVar[Any], ...]
     launch: Launch
 
     def __post_init__(self) -> None:
@@ -227,6 +230,13 @@ def make_launch(
 def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     '''The keyword arguments for ``_initialise``.'''
     return _checked_mapping('options', options, object)
+
+
+def checked_variables(variables: object) -> tuple[ContextVar[Any], ...]:
+    '''The context variables whose values travel along.'''
+    if not isinstance(variables, Sequence) or not all(isinstance(variable, ContextVar) for variable in variables):
+        raise TypeError(f'contextvars has to be a list of contextvars.ContextVar, not {variables!r}')
+    return tuple(variables)
 
 
 def _check_items(name: str, items: object, kind: type | tuple[type, ...]) -> None:

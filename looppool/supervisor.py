@@ -89,7 +89,8 @@ class Supervisor(Lifecycle):
         self._watch_limits()
 
     def _blueprint(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any], launch: Launch) -> Blueprint:
-        encoded = self.packing.pickle((worker_class, options, self.packing.codec))
+        packing = self.packing
+        encoded = packing.pickle((worker_class, options, packing.codec, packing.variables))
         check_encoded(encoded, self.settings.max_message_bytes)
         return Blueprint(launch, encoded, retries_of(worker_class, self.settings.retries))
 

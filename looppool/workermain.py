@@ -5,7 +5,8 @@
    so a worker that gives one result per task never sees `Full`.
 3. A task ends once: by ``_task_done()``, or by the error that its handler raises. A done that is called while an
    exception passes through the handler (``try: … finally: self._task_done()``) waits for how the handler ends.
-4. Every task has a copy of the loop's context variables to itself.
+4. Every task has a copy of the loop's context variables to itself, with the values that have travelled along. The loop
+   begins with none, also where the process was forked from one that had some.
 5. The last message is the pill: what was accepted ends, ``_finalise`` runs, what was put leaves, the process exits.
 '''
 
@@ -36,7 +37,7 @@ from .exchange import Exchange
 from .here import CurrentWorker, set_current_worker
 from .kinds import RELAYED, Kind
 from .modules import forget_modules
-from .packing import Codec, Packing
+from .packing import Packing
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
 from .status import TAKEN_UP, StatusPage
@@ -66,7 +67,7 @@ def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
         child.enter(stderr, parent)
         # Kept to the very end: a closed link tells the parent that the worker is gone, and exit handlers take time.
         sock = socket.socket(fileno=link)
-        code = _run(sock, StatusPage(page))
+        code = contextvars.Context().run(_run, sock, StatusPage(page))
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
@@ -137,7 +138,7 @@ class WorkerMain:
         self._callee = Callee(self.loop, self._end, self._words, self._leave_if_forked, self._forget)
         self._asking = Asking(self.loop, self._end)
         set_asking(self._asking)
-        self._use(None)
+        self._use(Packing())
         interruptible(self._words, WorkerMain._handle.__code__)
         self._channel.open(self._end)
 
@@ -172,8 +173,8 @@ class WorkerMain:
         try:
             if self._misconfigured is not None:
                 raise self._misconfigured
-            worker_class, options, codec = decode(body)
-            self._use(codec)
+            worker_class, options, codec, variables = decode(body)
+            self._use(Packing(codec, variables))
             self.worker = self._make_worker(worker_class, options)
             self._beat()
             outcome = self.worker._initialise(**self.worker._options)
@@ -188,9 +189,10 @@ class WorkerMain:
             self.take_handler()
             self._end.ready()
 
-    def _use(self, codec: Codec | None) -> None:
-        self._callee.packing = self._asking.packing = packing = Packing(codec)
+    def _use(self, packing: Packing) -> None:
+        self._callee.packing = self._asking.packing = packing
         self._encode, self._decode = packing.pack, packing.unpack
+        self._set_values = packing.set_values if packing.variables else None
 
     def take_handler(self) -> None:
         '''Handle tasks with the worker's `_process_message` as it is now.'''
@@ -276,6 +278,8 @@ class WorkerMain:
     def _handle(self, ident: int, body: bytes) -> None:
         context = contextvars.copy_context()
         try:
+            if self._set_values is not None:
+                body = self._set_values(context, body)
             outcome = context.run(self._handler, self._decode(body))
         except BaseException as error:
             self._fail(ident, error)

@@ -35,7 +35,7 @@ sys.stdout.buffer.write(pickle.dumps([answer(*message) for message in messages])
 '''
 
 SCRIPT = f'''
-import dataclasses, enum, functools, pickle, subprocess, sys, types, typing
+import contextvars, dataclasses, enum, functools, pickle, subprocess, sys, types, typing
 from looppool.codec import decode, define, encode, forget_bodies, pack_error, unpack_error
 
 def abroad(*objects, do='lambda obj: obj'):
@@ -152,6 +152,11 @@ class Counter:
     def __call__(self):
         return count_up()
 
+variable = contextvars.ContextVar('variable', default=42)
+
+def value_of_variable():
+    return variable.get()
+
 Local = make_local()
 twenty = 20
 print(eval(sys.argv[1]))
@@ -193,6 +198,7 @@ Script = Callable[[str], str]
         'with_a_new_type',
         'with_a_type_variable',
         'ping',
+        'lambda _: value_of_variable()',
     ],
 )
 def test_a_function_of_a_script_runs_elsewhere(script: Script, function: str) -> None:
@@ -246,6 +252,13 @@ def test_definitions_share_their_globals_elsewhere_as_they_do_in_the_script(scri
 
 def test_what_happens_elsewhere_leaves_the_script_alone(script: Script) -> None:
     assert script("(abroad(count_up, do='lambda function: function()'), count, counted)") == '(1, 0, [])'
+
+
+def test_a_context_variable_is_one_for_all_that_refer_to_it(script: Script) -> None:
+    sets = "'lambda pair: pair[0].set(3) and pair[1]()'"
+
+    assert script(f'abroad((variable, value_of_variable), do={sets})') == '3'
+    assert script('abroad(variable) is variable') == 'True'
 
 
 def test_a_definition_has_one_key_in_all_messages(script: Script) -> None:

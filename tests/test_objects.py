@@ -1,9 +1,11 @@
 '''Objects that live in a worker: what reaches them, what they are elsewhere, and when they end.'''
 
 import asyncio
+import contextvars
 import gc
 import os
 import signal
+import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -195,6 +197,19 @@ async def test_closed_or_collected_it_ends_there(context: str) -> None:
             await first.add(1)
         del second
         gc.collect()
+        await pool.call(until_alive, 0)
+
+
+VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar('VARIABLE')
+
+
+async def test_it_may_be_collected_where_the_values_of_variables_can_not_travel() -> None:
+    async with pool_of(pool_size=1, contextvars=[VARIABLE]) as pool:
+        counter = await pool.create(Counter)
+        token = VARIABLE.set(threading.Lock())
+        del counter
+        gc.collect()
+        VARIABLE.reset(token)
         await pool.call(until_alive, 0)
 
 

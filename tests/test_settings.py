@@ -1,5 +1,6 @@
 '''A bad argument of a pool is refused at once, by name; what follows from good ones for each worker.'''
 
+import contextvars
 import dataclasses
 import os
 import sys
@@ -43,6 +44,7 @@ GOOD: dict[str, Any] = {
     'heartbeat_timeout': None,
     'cancel_grace': 1.0,
     'codec': None,
+    'contextvars': (),
     'launch': make_launch(looppool.Worker, 'spawn', None, None, (), (), None),
 }
 
@@ -126,6 +128,10 @@ def test_none_is_refused_by_name_where_it_has_no_meaning(name: str) -> None:
         ('executable', 3),
         ('codec', 'json'),
         ('codec', looppool.Codec),
+        ('contextvars', None),
+        ('contextvars', 'name'),
+        ('contextvars', ['name']),
+        ('contextvars', contextvars.ContextVar('name')),
     ],
 )
 def test_what_means_nothing_is_refused_by_name(name: str, value: object) -> None:
