@@ -100,6 +100,22 @@ async def test_json_codec() -> None:
     ]
 
 
+async def test_elastic() -> None:
+    code, output, errors = await run(*example('elastic.py'))
+    assert (code, errors) == (0, '')
+    lines = output.splitlines()
+    sizes = [int(line.split()[-1]) for line in lines if line.startswith('the size of the pool is')]
+    # Only how far it grew depends on how fast the machine starts workers.
+    most = max(sizes)
+    assert sizes == [*range(2, most + 1), *range(most - 1, 0, -1)] and most in (2, 3, 4)
+    started = [name for name in ('0', 'ledger', '1', '2', '3') if f'worker {name} is ready' in lines]
+    assert started == ['0', 'ledger', '1', '2', '3'][: most + 1]
+    assert {f'worker {number} has left' for number in range(1, most)} <= set(lines)
+    assert re.search(r'^60 pages by [1-4] workers$', output, re.MULTILINE)
+    told = [line for line in lines if line.startswith(('entry', 'worker 0, leased'))]
+    assert told == ['entry 1 of the ledger: 60 pages', 'worker 0, leased, has used some CPU time']
+
+
 async def test_instrumented() -> None:
     with servers.envelopes.run() as sentry, socket.socket(type=socket.SOCK_DGRAM) as statsd:
         statsd.bind(('127.0.0.1', 0))
