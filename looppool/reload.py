@@ -37,8 +37,6 @@ _log: Final = logging.getLogger('looppool')
 
 MODES: Final = ('replace', 'reload')
 
-_CHANGES: Final = {'created', 'modified', 'moved', 'deleted'}
-'''The kinds of watchdog's events that matter: others tell that a file was read.'''
 _JOIN_TIMEOUT: Final = 1.0
 '''Seconds for watchdog's threads to end; they need some milliseconds.'''
 
@@ -193,25 +191,28 @@ class Reloader:
 def _observe(paths: Sequence[str], note: Callable[[str, bool], object]) -> 'BaseObserver':
     '''Have `note` called, from another thread, with what changes, and whether that is a folder.'''
     try:
-        from watchdog.events import FileSystemEvent, FileSystemEventHandler
+        from watchdog import events
         from watchdog.observers import Observer
     except ImportError as error:
         raise ImportError("the package watchdog is missing: pip install 'looppool[reload]'") from error
 
-    class Handler(FileSystemEventHandler):
-        def on_any_event(self, event: FileSystemEvent) -> None:
-            # Of a folder that comes or moves, its files are told one by one.
-            if event.event_type == 'deleted' if event.is_directory else event.event_type in _CHANGES:
-                # The loop may be closed.
-                with contextlib.suppress(RuntimeError):
-                    for path in (event.src_path, event.dest_path):
-                        if path:
-                            note(os.fsdecode(path), event.is_directory)
+    class Handler(events.FileSystemEventHandler):
+        def on_any_event(self, event: events.FileSystemEvent) -> None:
+            # The loop may be closed.
+            with contextlib.suppress(RuntimeError):
+                for path in (event.src_path, event.dest_path):
+                    if path:
+                        note(os.fsdecode(path), event.is_directory)
 
+    # Without those that tell of reading. Of a folder that comes or moves, its files are told one by one.
+    kinds: list[type[events.FileSystemEvent]] = [
+        events.FileCreatedEvent, events.FileModifiedEvent, events.FileMovedEvent, events.FileDeletedEvent,
+        events.DirDeletedEvent,
+    ]  # fmt: skip
     observer = Observer()
     try:
         for folder in dict.fromkeys(path if os.path.isdir(path) else os.path.dirname(path) for path in paths):
-            observer.schedule(Handler(), folder, recursive=folder in paths)
+            observer.schedule(Handler(), folder, recursive=folder in paths, event_filter=kinds)
         observer.start()
     except BaseException:
         observer.stop()
