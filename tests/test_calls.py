@@ -446,7 +446,7 @@ SPINNING = {
 
 @pytest.mark.parametrize('function', SPINNING.values(), ids=SPINNING.keys())
 async def test_what_blocks_its_loop_is_interrupted_and_nobody_else(context: str, function: Any) -> None:
-    async with Pool(pool_size=1, context=context, cancel_grace=0.05) as pool:
+    async with Pool(pool_size=1, context=context, cancel_grace=0.5) as pool:
         neighbour = asyncio.create_task(pool.call(breathe, 0.3))
         await asyncio.sleep(0)
         await _interrupted(pool, asyncio.create_task(pool.call(function)), neighbour)
@@ -457,7 +457,7 @@ async def test_a_generator_that_blocks_its_loop_is_interrupted() -> None:
         async for _ in pool.stream(spinning):
             pass
 
-    async with Pool(pool_size=1, cancel_grace=0.05) as pool:
+    async with Pool(pool_size=1, cancel_grace=0.5) as pool:
         neighbour = asyncio.create_task(pool.call(breathe, 0.3))
         await asyncio.sleep(0)
         await _interrupted(pool, asyncio.create_task(consume()), neighbour)

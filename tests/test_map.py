@@ -166,7 +166,7 @@ async def test_a_function_that_raises_stop_iteration_ends_no_chunk_early() -> No
 
 
 async def test_a_chunk_that_blocks_its_loop_is_interrupted() -> None:
-    async with Pool(pool_size=1, cancel_grace=0.05) as pool:
+    async with Pool(pool_size=1, cancel_grace=0.5) as pool:
         neighbour = asyncio.create_task(pool.call(breathe, 0.3))
         await asyncio.sleep(0)
         first = asyncio.create_task(anext(pool.map(spin, [60, 60], chunksize=1)))

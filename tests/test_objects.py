@@ -162,7 +162,7 @@ async def test_all_verbs_have_it() -> None:
 
 
 async def test_errors_are_those_of_calls(context: str) -> None:
-    async with pool_of(context=context, cancel_grace=0.1) as pool:
+    async with pool_of(context=context, cancel_grace=0.5) as pool:
         counter = await pool.create(Counter)
         with pytest.raises(KeyError, match='inside') as caught:
             await counter.fails()

@@ -303,7 +303,7 @@ async def test_a_cancel_goes_all_the_way(context: str) -> None:
 
 
 async def test_what_blocks_over_there_is_interrupted(context: str) -> None:
-    async with TwoNamed(context=context, cancel_grace=0.1) as pool:
+    async with TwoNamed(context=context, cancel_grace=0.5) as pool:
         pid = pool.b.pid
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):

@@ -1,7 +1,6 @@
 '''Workers are recycled without a loss, and replaced one by one or all together.'''
 
 import asyncio
-import itertools
 import os
 from collections import Counter
 from pathlib import Path
@@ -20,9 +19,11 @@ async def test_a_worker_is_recycled_after_so_many_tasks(context: str) -> None:
             await pool.put(('who', number))
         answers = await pool.take(10)
 
-        assert [value for _, _, value in answers] == list(range(10))
-        assert [len(list(group)) for _, group in itertools.groupby(pid for _, pid, _ in answers)] == [3, 3, 3, 1]
-        assert len({pid for _, pid, _ in answers}) == 4
+        # The last results of one process may come beside the first of the next.
+        tasks: dict[int, list[int]] = {}
+        for _, pid, value in answers:
+            tasks.setdefault(pid, []).append(value)
+        assert sorted(tasks.values()) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
         await until(lambda: pool.statistics().in_flight == 0)
         statistics = pool.statistics()
         assert (statistics.done, statistics.failed, statistics.restarts) == (10, 0, 0)
