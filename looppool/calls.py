@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Self
 
 from . import callee, objects
 from .codec import decode
-from .errors import Full, PoolBroken, PoolClosed, ProtocolError, StreamClosed, TaskInterrupted, WorkerDied
+from .errors import (
+    Full,
+    PoolBroken,
+    PoolClosed,
+    ProtocolError,
+    StreamClosed,
+    TaskInterrupted,
+    WorkerDied,
+    WorkerStartError,
+)
 from .exchange import Exchange
 from .mapping import mapped
 from .objects import RemoteObject
@@ -34,7 +43,7 @@ T = TypeVar('T')
 
 _log: Final = logging.getLogger('looppool')
 
-_QUIET: Final = (asyncio.CancelledError, TaskInterrupted, WorkerDied, PoolClosed, PoolBroken)
+_QUIET: Final = (asyncio.CancelledError, TaskInterrupted, WorkerDied, WorkerStartError, PoolClosed, PoolBroken)
 '''How a call ends that was cancelled, or that others tell of.'''
 
 
@@ -353,6 +362,7 @@ class Verbs:
         runs beside the others. It waits for credit, in order. Cancelled, the function is cancelled too.
 
         :raises WorkerDied: the worker died; ``started`` says whether the function may have run.
+        :raises WorkerStartError: it was waiting for a worker that failed to start, and no other may run it.
         :raises PoolClosed: the pool is not running, or was stopped before the function had ended.
         :raises PoolBroken: it is broken.
         :raises RemoteError: what the function raised cannot travel as itself; or it was cancelled there, not by you.

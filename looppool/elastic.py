@@ -18,7 +18,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from .budget import RestartBudget
-from .errors import LoopPoolError, WorkerStartError
+from .errors import LoopPoolError, WorkerDied, WorkerStartError
 from .lifecycle import CANCEL_GRACE, checked_seconds
 from .member import DEFAULT, Blueprint, Member
 from .process import Launch
@@ -261,6 +261,10 @@ class Elastic(Supervisor):
         member.doomed = True
         member.cancel_restart()
         member.dismiss(reason)
+        self.changed.set()
+        if not member.running:
+            # No exit will tell.
+            self._lose(member, [], WorkerDied(member.number, None, None, reason=reason, name=member.name))
 
     # Single workers
 

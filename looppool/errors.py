@@ -214,7 +214,7 @@ class WorkerDied(LoopPoolError):
     def how(self) -> str:
         '''How its process ended, in words.'''
         if self.exitcode is None:
-            return 'ended, nobody knows how'
+            return 'has no process' if self.pid is None else 'ended, nobody knows how'
         return f'was killed by {self.signal}' if self.signal else f'exited with code {self.exitcode}'
 
     def __str__(self) -> str:

@@ -108,23 +108,32 @@ class Leasing(Elastic):
 
     async def wait_for_lease(self, address: int) -> Member:
         '''Wait until a worker is leased and has nothing to do. Cancelled, nothing is leased.'''
-        place = object()
-        self._lessees.append(place)
-        try:
-            member = await self._first_in_line(place, address)
-        finally:
-            self._lessees.remove(place)
-            self.changed.set()
+        while True:
+            place = object()
+            self._lessees.append(place)
+            try:
+                member = await self._first_in_line(place, address)
+            finally:
+                self._lessees.remove(place)
+                self.changed.set()
+            if await self._has_ended_all(member):
+                return member
+
+    async def _has_ended_all(self, member: Member) -> bool:
+        '''Wait until a leased worker has nothing to do. False, and the lease is over: it will never be ready again.'''
         slot = member.slot
         slot.on_empty = self.changed.set
         try:
             while slot.window.used or not slot.open:
+                if member.doomed:
+                    self.end_lease(member, recycle=False)
+                    return False
                 await self._change()
                 self.check_running('reserve')
         except BaseException:
             self.end_lease(member, recycle=False)
             raise
-        return member
+        return True
 
     async def _first_in_line(self, place: object, address: int) -> Member:
         while True:

@@ -175,7 +175,7 @@ class Supervisor(Lifecycle):
         self._bequeath(member, owed, error, current=current)
         if member.slot.open:
             member.send_backlog()
-        elif member.leaving and not member.slot.window.used:
+        elif member.leaving and not member.slot.window.used and member.slot.lease is None:
             pass  # There is nothing left to do for another one.
         elif not current:
             if member.may_restart:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import LogGuard
+from workers import Casualty
 
 import looppool
 
@@ -111,3 +112,74 @@ async def wreak(pool: ObservedPool, chance: random.Random) -> None:
                     async with pool.reserve():
                         await asyncio.Event().wait()
                 await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize('end', [lambda member: member.kill(), lambda member: member.stop(0.01)], ids=['kill', 'stop'])
+async def test_what_waits_for_a_replacement_that_will_not_come_is_told(end: Any, logs: LogGuard) -> None:
+    logs.expect('was killed by SIGKILL')
+    async with ObservedPool(pool_size=1, restart_delay=60.0, max_restart_delay=60.0) as pool:
+        kitty = await pool.spawn('kitty')
+        # The first replacement comes at once, the second one not before the end of the test.
+        kill(kitty.pid)
+        await until(lambda: kitty.restarts == 1 and kitty.state == 'ready')
+        kill(kitty.pid)
+        await until(lambda: kitty.state == 'restarting')
+        call = asyncio.create_task(kitty.call(abs, -1))
+        put = asyncio.create_task(kitty.put(('echo', 1)))
+        await until(lambda: len(kitty.slot.backlog) == 2)
+        await end(kitty)
+        with pytest.raises(looppool.WorkerDied, match='has no process') as caught:
+            await call
+        assert caught.value.started is False and caught.value.name == 'kitty'
+        await put
+        task, error = await pool.failure()
+        assert (task, error.started) == (('echo', 1), False)
+        await settled(pool)
+
+
+async def test_a_reservation_does_not_wait_for_a_worker_that_failed_to_start(context: str, logs: LogGuard) -> None:
+    logs.expect('was killed by SIGKILL|did not start')
+    async with ObservedPool(
+        context=context, pool_size=None, min_size=1, max_size=2, idle_ttl=None, restart_delay=60.0,
+        max_restart_delay=60.0, options={'on_start': ('wait_if_later', )}, worker_class=SlowLater,
+    ) as pool:  # fmt: skip
+        async with pool.reserve() as first:
+            waiting = asyncio.ensure_future(pool.reserve().__aenter__())
+            await until(lambda: len(pool.members) == 2 and pool.members[1].pid is not None)
+            # Who waits for a lease looks again when something has ended.
+            await first.call(abs, -1)
+            await until(lambda: pool.members[1].slot.lease is not None)
+            kill(pool.members[1].pid)
+            await until(lambda: len(pool.members) == 1)
+            assert not waiting.done() and first.number == 0
+        second = await waiting
+        assert second.number == 0
+        assert await second.call(abs, -1) == 1
+        pool.end_lease(second.member, recycle=False)
+        await settled(pool)
+
+
+class SlowLater(Casualty):
+    '''Only the first one becomes ready.'''
+
+    async def wait_if_later(self) -> None:
+        if self._number:
+            await self.never()
+
+
+async def test_a_leased_worker_that_leaves_and_dies_is_replaced_until_its_lease_ends(logs: LogGuard) -> None:
+    logs.expect('was killed by SIGKILL')
+    async with ObservedPool(pool_size=2) as pool:
+        await pool.put(('hold', 'it'), worker_num=0)
+        assert await pool.result() == ('held', 'it')
+        async with pool.reserve() as lease:
+            assert lease.number == 1
+            shrinking = asyncio.create_task(pool.resize(1))
+            await until(lambda: len(pool.members) == 1)
+            kill(lease.pid)
+            await until(lambda: lease.member.state != 'ready')
+            assert await lease.call(abs, -1) == 1
+        await shrinking
+        await pool.put(('release', 'it'))
+        assert await pool.result() == ('released', 'it')
+        await settled(pool)
