@@ -5,8 +5,8 @@ import pickle
 from threading import get_ident
 from typing import Final
 
-from .codec import Encoded, check_encoded, unpack_error
-from .errors import Full, cancelled_elsewhere
+from .codec import Encoded, cancelled_elsewhere, check_encoded, unpack_error
+from .errors import Full
 from .packing import Packing
 from .protocol import HEAD_SIZE, Caller, WorkerEnd
 

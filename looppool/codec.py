@@ -37,6 +37,7 @@ __all__ = [
     'Encoded',
     'Key',
     'Reducers',
+    'cancelled_elsewhere',
     'check_encoded',
     'decode',
     'define',
@@ -380,6 +381,13 @@ def unpack_error(body: bytes, note: str | None = None) -> BaseException:
             remote.add_note(f'it could not be loaded here: {type(failure).__name__}')
     if note:
         remote.add_note(note)
+    return remote
+
+
+def cancelled_elsewhere(error: BaseException) -> RemoteError:
+    '''What a CancelledError of a worker is to somebody who was not cancelled and did not cancel.'''
+    remote = RemoteError('asyncio.CancelledError', 'the function was cancelled in its worker')
+    remote.__cause__ = error.__cause__
     return remote
 
 

@@ -31,7 +31,6 @@ __all__ = [
     'TaskInterrupted',
     'WorkerDied',
     'WorkerStartError',
-    'cancelled_elsewhere',
 ]
 
 
@@ -240,13 +239,6 @@ class RemoteError(LoopPoolError):
     def __str__(self) -> str:
         head = f'{self.type_name}: {self.text}' if self.text else self.type_name
         return f'{head}\n\nIn the worker:\n{self.traceback}' if self.traceback else head
-
-
-def cancelled_elsewhere(error: BaseException) -> RemoteError:
-    '''What a CancelledError of a worker is to somebody who was not cancelled and did not cancel.'''
-    remote = RemoteError('asyncio.CancelledError', 'the function was cancelled in its worker')
-    remote.__cause__ = error.__cause__
-    return remote
 
 
 class MessageTooBig(LoopPoolError):

@@ -20,7 +20,8 @@ from typing import Any, Final, Self
 from tornado.ioloop import IOLoop
 
 from .calls import Verbs
-from .errors import LoopPoolError, PoolBroken, PoolClosed, cancelled_elsewhere
+from .codec import cancelled_elsewhere
+from .errors import LoopPoolError, PoolBroken, PoolClosed
 from .events import Events, Feed
 from .handlers import Handlers, current_handlers
 from .member import DEFAULT, Member
