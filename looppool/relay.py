@@ -19,7 +19,8 @@ from .kinds import Kind
 from .protocol import Terms
 
 if TYPE_CHECKING:
-    from .member import Link, Member
+    from .link import Link
+    from .member import Member
     from .pool import Pool
 
 __all__ = ['Relay', 'answer']

@@ -25,7 +25,8 @@ from .budget import RestartBudget
 from .codec import check_encoded, forget_bodies
 from .errors import LoopPoolError, PoolClosed, WorkerStartError
 from .lifecycle import CANCEL_GRACE, Lifecycle
-from .member import Blueprint, Link, Member
+from .link import Link
+from .member import Blueprint, Member
 from .process import Launch
 from .protocol import Parcel
 from .roster import Roster
