@@ -14,11 +14,11 @@ from types import CodeType, FrameType
 from typing import Any, Final, TypeVar
 
 from .child import INTERRUPT_SIGNAL
-from .codec import check_encoded, decode, pack_error
+from .codec import check_encoded, pack_error
 from .errors import TaskInterrupted
 from .exchange import Exchange
 from .kinds import RELAYED
-from .packing import Packing
+from .packing import Packing, unpack_request
 from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
@@ -71,7 +71,7 @@ class Callee:
         try:
             if self.packing.variables:
                 body = self.packing.set_values(context, body)
-            mode, function, args, kwargs = decode(body)
+            mode, function, args, kwargs = unpack_request(body)
             coroutine = self._begin(ident, context, mode, function, args, kwargs)
         except BaseException as error:
             self._ended(ident, error)

@@ -41,12 +41,14 @@ __all__ = [
     'check_encoded',
     'decode',
     'define',
+    'definition_of',
     'definitions',
     'encode',
     'encode_with',
     'forget_bodies',
     'in_order',
     'pack_error',
+    'resolve',
     'unpack_error',
 ]
 
@@ -140,7 +142,7 @@ class _ReferencePickler(_PlainPickler):
         definition = _definitions.of(obj, self.reducers)
         if definition is not None:
             self.needs[definition.key] = definition
-            return _resolve, definition.key
+            return resolve, definition.key
         if obj.__module__ == '__main__':
             raise pickle.PicklingError(f'{obj!r} has to travel by value')
         return NotImplemented
@@ -168,7 +170,7 @@ def _value_pickler() -> Any:
             definition = _definitions.of(obj, self.reducers) if isinstance(obj, _NAMED) else None
             if definition is not None:
                 self.needs[definition.key] = definition
-                return _resolve, definition.key
+                return resolve, definition.key
             if isinstance(obj, ContextVar):
                 return reduce_variable(obj)
             rebuild = _REBUILT.get(type(obj))
@@ -282,6 +284,11 @@ def definitions(keys: Iterable[Key]) -> tuple[Definition, ...]:
     return in_order(_definitions.by_key[key][0] for key in keys)
 
 
+def definition_of(obj: Any, reducers: Reducers) -> Definition | None:
+    '''The definition of a class or function of ``__main__``; None if it is not at the top level there.'''
+    return _definitions.of(obj, reducers)
+
+
 def forget_bodies() -> None:
     '''Make the definitions of this process anew when they are next needed: a notebook's cells may have changed them.'''
     _definitions.forget_bodies()
@@ -339,7 +346,8 @@ class _Unloadable:
         self.error = error
 
 
-def _resolve(origin: str, number: int) -> Any:
+def resolve(origin: str, number: int) -> Any:
+    '''The class or function of a definition that has come; what loading it has raised.'''
     _, found = _definitions.by_key[origin, number]
     if isinstance(found, _Unloadable):
         raise found.error

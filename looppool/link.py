@@ -134,11 +134,8 @@ class Link:
     def on_failed(self, parcel: Parcel, error: BaseException) -> None:
         self._pool.task_failed(self.member, parcel, error)
 
-    def on_answered(self, parcel: Parcel, *, failed: bool) -> None:
-        if failed:
-            self.member.failed += 1
-        else:
-            self.member.done += 1
+    def on_call_failed(self, parcel: Parcel) -> None:
+        self.member.failed += 1
         self._pool.tasks_ended(self.member, len(parcel[0]), 1)
 
     def on_bye(self) -> None:

@@ -16,9 +16,10 @@ from types import FunctionType, NoneType
 from typing import Any, Final, Protocol, TypeVar
 
 from .codec import Definition, Encoded, Reducers, decode, encode, encode_with, in_order
+from .functions import address_of, function_at
 from .variables import adopt, values_of
 
-__all__ = ['Codec', 'Packing']
+__all__ = ['Codec', 'Packing', 'unpack_request']
 
 T = TypeVar('T')
 
@@ -99,7 +100,7 @@ class Packing:
     :ivar pickle: makes bytes of what belongs to calls; `codec.decode` is the other way.
     :ivar pack_task: as `pack`, with the values of the variables ahead, if there are any. The other way is
         `unpack_task`; in a worker, `set_values` and `unpack`.
-    :ivar pack_request: as `pickle`, likewise.
+    :ivar pack_request: as `pickle`, likewise, for what is asked of a worker. The other way is `unpack_request`.
     :ivar variables: the context variables whose values are taken along.
     '''
 
@@ -111,10 +112,11 @@ class Packing:
         self.unpack: Callable[[bytes], Any] = decode
         if codec is not None:
             self._use(codec)
-        self.pack_task, self.pack_request, self.unpack_task = self.pack, self.pickle, self.unpack
+        self.pack_task, self.unpack_task = self.pack, self.unpack
+        self.pack_request: Callable[[Any], Encoded] = self._pack_request
         if variables:
             self.pack_task = functools.partial(self._pack_with_values, self.pack)
-            self.pack_request = functools.partial(self._pack_with_values, self.pickle)
+            self.pack_request = functools.partial(self._pack_with_values, self._pack_request)
             self.unpack_task = self._unpack_without_values
 
     def _use(self, codec: Codec) -> None:
@@ -123,6 +125,12 @@ class Packing:
             self.pack = functools.partial(_pack, codec)
         if type(codec).decode is not Codec.decode:
             self.unpack = codec.decode
+
+    def _pack_request(self, request: Any) -> Encoded:
+        mode, function, args, kwargs = request
+        address, needs = address_of(function, _NO_REDUCERS if self.codec is None else self.codec._reducers)
+        data, more = self.pickle((mode, address, args, kwargs))
+        return data, in_order((*needs, *more)) if needs and more else needs or more
 
     def _pack_with_values(self, pack: Callable[[Any], Encoded], obj: Any) -> Encoded:
         data, needs = pack(obj)
@@ -154,6 +162,12 @@ class Packing:
 def _values_end(body: bytes) -> int:
     (size,) = _SIZE.unpack_from(body)
     return _SIZE.size + int(size)
+
+
+def unpack_request(data: bytes) -> Any:
+    '''What is asked: what the call is for, the function, and its arguments.'''
+    mode, function, args, kwargs = decode(data)
+    return mode, function_at(function) if type(function) is tuple else function, args, kwargs
 
 
 def _pickle(codec: Codec, obj: Any) -> Encoded:

@@ -98,7 +98,7 @@ class PoolHandler(Protocol):
     def on_done(self, size: int, count: int) -> None: ...
     def understand(self, body: bytes) -> BaseException: ...
     def on_failed(self, parcel: Parcel, error: BaseException) -> None: ...
-    def on_answered(self, parcel: Parcel, *, failed: bool) -> None: ...
+    def on_call_failed(self, parcel: Parcel) -> None: ...
     def on_ask(self, ident: int, head: bytes, data: bytes) -> None: ...
     def on_abort(self, ident: int) -> None: ...
     def on_bye(self) -> None: ...
@@ -297,6 +297,7 @@ class PoolEnd(_End):
         self._last_id = 0
         self._credits = 0
         self._credit_bytes = 0
+        self._answered = self._answered_bytes = 0
         self._table = {
             Kind.DEFINE: lambda _, body: self.known.add(handler.on_define(body)),
             Kind.READY: self._on_ready,
@@ -411,30 +412,35 @@ class PoolEnd(_End):
         (length,) = _HEAD.unpack_from(body)
         self._handler.on_ask(ident, body[start : start + length], body[start + length :])
 
-    def _on_value(self, ident: int, body: bytes) -> None:
-        self._answered(ident, failed=False).on_value(body)
+    def receive_data(self, data: bytes) -> None:
+        try:
+            super().receive_data(data)
+        finally:
+            if self._answered:
+                # All that one read has brought: told one by one, they would take longer than all else about them.
+                count, size = self._answered, self._answered_bytes
+                self._answered = self._answered_bytes = 0
+                self._handler.on_done(size, count)
 
-    def _answered(self, ident: int, *, failed: bool) -> Caller:
+    def _on_value(self, ident: int, body: bytes) -> None:
         parcel = self.calls.pop(ident, None)
-        if parcel is None:
-            if ident in self.relays:
-                return self.relays.pop(ident)
+        if parcel is not None:
+            self._answered += 1
+            self._answered_bytes += len(parcel[0])
+            _call_of(parcel).on_value(body)
+        elif ident in self.relays:
+            self.relays.pop(ident).on_value(body)
+        else:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
-        self._handler.on_answered(parcel, failed=failed)
-        call = parcel[1].call
-        assert call is not None
-        return call
 
     def _on_failed(self, ident: int, body: bytes) -> None:
         if ident in self.relays:
-            self._answered(ident, failed=True).on_failure(body)
+            self.relays.pop(ident).on_failure(body)
             return
         if ident in self.calls:
-            call = self.calls[ident][1].call
-            assert call is not None
             # Still open until the error is understood.
-            call.on_failure(body)
-            self._answered(ident, failed=True)
+            _call_of(self.calls[ident]).on_failure(body)
+            self._handler.on_call_failed(self.calls.pop(ident))
             return
         parcel = self.owed.get(ident)
         if parcel is None:
@@ -447,6 +453,12 @@ class PoolEnd(_End):
     def _on_bye(self, _ident: int, _body: bytes) -> None:
         self._enter(State.ENDED)
         self._handler.on_bye()
+
+
+def _call_of(parcel: Parcel) -> Caller:
+    call = parcel[1].call
+    assert call is not None
+    return call
 
 
 class WorkerEnd(_End):

@@ -1,6 +1,10 @@
 '''What can't be reached by name in the other process travels by value, and comes home as what it was.'''
 
+import contextlib
+import functools
+import io
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +17,7 @@ import pytest
 import looppool
 from looppool.codec import Definition, check_encoded, decode, define, encode, unpack_error
 from looppool.errors import MessageTooBig, ProtocolError
+from looppool.functions import address_of, function_at
 
 ROOT = Path(looppool.__file__).parent.parent
 LIMIT = 30.0  # seconds for a script
@@ -358,3 +363,35 @@ def test_the_cap_counts_for_an_object_and_for_each_definition() -> None:
 def test_a_body_that_is_not_what_it_has_to_be_breaks_the_protocol(take: Callable[[bytes], object], body: bytes) -> None:
     with pytest.raises(ProtocolError):
         take(body)
+
+
+# Functions in requests
+
+
+def test_a_function_of_a_module_is_said_by_its_names() -> None:
+    assert address_of(shutil.which, {}) == (('shutil', 'which'), ())
+    assert function_at(('shutil', 'which')) is shutil.which
+
+
+@pytest.mark.parametrize('function', [
+    abs, str.upper, functools.partial(abs), lambda: 0, int, 'text'.upper, function_at.__call__
+])  # fmt: skip
+def test_what_has_no_address_stands_for_itself(function: Any) -> None:
+    assert address_of(function, {}) == (function, ())
+
+
+def test_a_function_that_its_module_has_no_longer_stands_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = shutil.which
+    monkeypatch.setattr(shutil, 'which', None)
+
+    assert address_of(old, {}) == (old, ())
+
+
+def test_a_module_is_imported_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, 'this', raising=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert function_at(('this', 'd'))
+    with pytest.raises(ImportError):
+        function_at(('no_such_module', 'function'))
+    with pytest.raises(AttributeError):
+        function_at(('shutil', 'no_such_function'))

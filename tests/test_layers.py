@@ -18,7 +18,10 @@ PACKAGE = Path(looppool.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__')
 
 LAYERS = {
-    0: ('errors', 'window', 'kinds', 'frames', 'variables', 'codec', 'packing', 'protocol', 'budget', 'roster'),
+    0: (
+        'errors', 'window', 'kinds', 'frames', 'variables', 'codec', 'functions', 'packing', 'protocol', 'budget',
+        'roster',
+    ),
     1: (
         'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
         'here', 'modules', 'worker', 'asking', 'workermain',
