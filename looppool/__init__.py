@@ -1,6 +1,5 @@
 '''looppool: a pool of worker processes, each with its own Tornado IO loop.'''
 
-from .calls import OpenStream, in_thread
 from .errors import (
     Full,
     LoopPoolError,
@@ -24,6 +23,8 @@ from .packing import Codec
 from .peer import Peer, find_worker, wait_for_worker
 from .pool import Pool
 from .statistics import MemberStatistics, PoolStatistics
+from .streams import OpenStream
+from .verbs import in_thread
 from .worker import Worker, idempotent, task_done
 
 __all__ = [

@@ -12,12 +12,12 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from .calls import Addressed, Verbs
 from .elastic import Elastic
 from .errors import Full
 from .lifecycle import checked_seconds
 from .member import Member
 from .objects import Key, RemoteObject
+from .verbs import Addressed, Verbs
 
 __all__ = ['Lease', 'Leasing']
 

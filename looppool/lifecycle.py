@@ -19,7 +19,6 @@ from typing import Any, Final, Self
 
 from tornado.ioloop import IOLoop
 
-from .calls import Verbs
 from .codec import cancelled_elsewhere
 from .errors import LoopPoolError, PoolBroken, PoolClosed
 from .events import Events, Feed
@@ -31,6 +30,7 @@ from .protocol import Parcel
 from .roster import Roster
 from .settings import Settings
 from .signals import unwatch, watch
+from .verbs import Verbs
 
 __all__ = ['CANCEL_GRACE', 'END', 'Lifecycle', 'checked_seconds']
 

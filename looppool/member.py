@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .callee import ANY
-from .calls import Addressed
 from .codec import Definition
 from .errors import LoopPoolError, WorkerStartError
 from .link import Link
@@ -22,6 +21,7 @@ from .protocol import Parcel
 from .relay import Relay
 from .roster import Address, Slot
 from .statistics import MemberStatistics
+from .verbs import Addressed
 
 if TYPE_CHECKING:
     from .elastic import Elastic

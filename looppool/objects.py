@@ -21,7 +21,7 @@ from .errors import LoopPoolError, WorkerDied
 from .here import current_worker
 
 if TYPE_CHECKING:
-    from .calls import Verbs
+    from .verbs import Verbs
 
 __all__ = ['Key', 'RemoteObject', 'create', 'pools', 'release_soon']
 

@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 from .asking import Op, asking
-from .calls import Call, Request, Verbs
+from .calls import Call, Request
 from .codec import Encoded
 from .lifecycle import checked_seconds
 from .objects import Key, RemoteObject
 from .packing import Packing
 from .protocol import Caller, Parcel, Terms
+from .verbs import Verbs
 
 __all__ = ['Peer', 'find_worker', 'peer_in', 'wait_for_worker']
 

@@ -27,8 +27,8 @@ LAYERS = {
         'here', 'modules', 'worker', 'asking', 'workermain',
     ),
     2: (
-        'settings', 'statistics', 'events', 'mapping', 'objects', 'calls', 'handlers', 'relay', 'link', 'member',
-        'lifecycle', 'supervisor', 'elastic', 'lease', 'peer', 'pool',
+        'settings', 'statistics', 'events', 'mapping', 'objects', 'calls', 'streams', 'verbs', 'handlers', 'relay',
+        'link', 'member', 'lifecycle', 'supervisor', 'elastic', 'lease', 'peer', 'pool',
     ),
 }
 '''Every other module is optional: layer 3.'''
