@@ -284,6 +284,7 @@ def _source(module: ModuleType) -> str:
 def _adopt_class(modules: dict[str, ModuleType]) -> None:
     '''Give the worker the new class, if its class is from one of `modules`.'''
     worker = current_worker().worker
+    assert worker is not None, 'it is here'
     old = type(worker)
     if old.__module__ in modules:
         worker.__class__ = operator.attrgetter(old.__qualname__)(modules[old.__module__])

@@ -586,6 +586,8 @@ async def test_code_knows_its_worker_and_keeps_values_between_calls(context: str
         assert await pool.members[1].call(looppool.in_thread(count)) == (1, None, 'p', 2)
         kitty = await pool.spawn('kitty')
         assert await kitty.call(count) == (kitty.number, 'kitty', 'p', 1)
+        told = await kitty.call(looppool.current_worker)
+        assert (told, told.worker, told.state) == (looppool.CurrentWorker(kitty.number, 'kitty', 'p'), None, {})
         with pytest.raises(looppool.WorkerDied):
             await pool.members[1].call(die)
         assert await pool.members[1].call(count) == (1, None, 'p', 1)
