@@ -123,7 +123,10 @@ class PoolSide(Side):
     def on_ready(self) -> None:
         assert self.end.state == State.READY
 
-    def on_answered(self, _parcel: Named, *, failed: bool) -> None:
+    def on_done(self, _size: int, count: int) -> None:
+        self.answered += count
+
+    def on_call_failed(self, _parcel: Named) -> None:
         self.answered += 1
 
     def on_bye(self) -> None:
