@@ -306,6 +306,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         return len(self.members)
 
     async def _accept(self, parcel: Parcel) -> None:
+        self.check_running('call')
         if not self._try_accept(parcel):
             data, terms = parcel
             slot = await self._permit(len(data), terms.number, least=terms.number is None)

@@ -259,6 +259,8 @@ class Addressed(Verbs):
         return self.pool._try_accept(parcel)  # type: ignore[no-any-return]
 
     async def _accept(self, parcel: 'Parcel') -> None:
+        # It may have left since the call was made.
+        self._address()
         await self.pool._accept(parcel)
 
     def _accept_nowait(self, parcel: 'Parcel') -> None:

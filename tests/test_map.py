@@ -5,6 +5,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from conftest import LogGuard
@@ -115,6 +116,26 @@ async def test_cancelling_it_before_its_first_call_is_made_leaves_nothing() -> N
         await asyncio.wait([mapping])
         gc.collect()
         await idle(pool)
+
+
+async def test_what_is_about_to_stand_in_line_when_its_worker_leaves_is_refused() -> None:
+    async with Pool(pool_size=2, max_tasks=2) as pool:
+        first, second = (pool.members[1]._begin(squared, number) for number in range(2))
+        pool._shrink_to(1)
+        with pytest.raises(ValueError, match='has left pool'):
+            await second.answer
+        assert await first.answer == 0
+        await idle(pool)
+
+
+async def test_what_is_about_to_stand_in_line_when_the_pool_ends_is_refused() -> None:
+    pool: Pool[Any, Any] = Pool(pool_size=1, max_tasks=1)
+    await pool.start()
+    calls = [pool._begin(asyncio.sleep, 60) for _ in range(2)]
+    await pool.kill()
+    for call in calls:
+        with pytest.raises(looppool.PoolClosed):
+            await call.answer
 
 
 async def test_a_death_ends_it(logs: LogGuard) -> None:
