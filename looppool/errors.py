@@ -269,7 +269,7 @@ def _last_lines(stderr: str) -> str:
 
 
 class StreamClosed(LoopPoolError):
-    '''Nothing more can be sent: ``end()`` was called, or the call of the stream has ended.'''
+    '''Nothing more can be sent or received: ``end()`` was called, the stream was left, or its call has ended.'''
 
     def __str__(self) -> str:
         return 'the stream is closed: end() was called, or its call has ended. Send before that.'
