@@ -329,6 +329,7 @@ class Link(RuleBasedStateMachine):
         assert self.pool.end.state == self.worker.end.state == State.ENDED
 
 
+@pytest.mark.long
 @pytest.mark.timeout(360)  # a failure takes Hypothesis up to five minutes to make small
 def test_any_order_of_events_keeps_the_promises_of_a_link() -> None:
     run_state_machine_as_test(Link, settings=LONG)

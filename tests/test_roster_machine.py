@@ -436,6 +436,7 @@ class LeastLoaded(RoundRobin):
         return min(candidates, key=lambda slot: slot.window.used - (slot is granted))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(360)  # a failure takes Hypothesis up to five minutes to make small
 @pytest.mark.parametrize('machine', [RoundRobin, LeastLoaded])
 def test_any_order_of_events_keeps_the_promises_of_a_roster(machine: type[RoundRobin]) -> None:

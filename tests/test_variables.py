@@ -174,7 +174,8 @@ def test_what_is_not_set_is_not_set_there(request_id: str | None) -> None:
 def test_without_variables_nothing_travels_along() -> None:
     packing = Packing()
 
-    assert (packing.pack_task, packing.pack_request) == (packing.pack, packing.pickle)
+    assert (packing.pack_task, packing.unpack_task) == (packing.pack, packing.unpack)
+    assert packing.pack_request((0, abs, (1,), {})) == packing.pickle((0, abs, (1,), {}))
 
 
 @pytest.mark.parametrize('codec', [None, Codec(), JsonCodec()])
