@@ -172,6 +172,10 @@ class Callee:
         self._forget(ident)
 
 
+_calling: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_call')
+'''The id of the call that a piece of code belongs to.'''
+
+
 class _Watched:
     '''A copy of the current context in which whatever runs is named in the status page.'''
 
@@ -181,6 +185,7 @@ class _Watched:
         self._words = words
         self._ident = ident
         self._context = contextvars.copy_context()
+        self._context.run(_calling.set, ident)
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._words[STEPPING] = self._ident
@@ -206,7 +211,8 @@ def interruptible(words: Words, calls_tasks: CodeType) -> None:
 
     def interrupt(_signum: int, frame: FrameType | None) -> None:
         wanted = words[INTERRUPT]
-        if wanted in (ANY, words[STEPPING]) and wanted and _is_users(frame):
+        # An asyncio task that the call has begun does not run as a step of it, but in its context.
+        if wanted and wanted in (ANY, words[STEPPING], _calling.get(0)) and _is_users(frame):
             words[INTERRUPT] = 0
             raise TaskInterrupted('it blocked the loop of its worker')
 
@@ -224,6 +230,9 @@ def _is_users(frame: FrameType | None) -> bool:
     if _package(frame) == 'looppool':
         return frame.f_code in _HARMLESS
     while frame is not None and _package(frame) != 'looppool':
+        if frame.f_code is asyncio.Handle._run.__code__:
+            # An asyncio task or a callback of the user's.
+            return True
         frame = frame.f_back
     return frame is not None and frame.f_code in _CALLS_TASKS
 

@@ -101,7 +101,7 @@ class Call:
     def on_error(self, error: BaseException) -> None:
         if not self.abandoned:
             self._settle(None, error)
-        elif not isinstance(error, _QUIET):
+        elif not _is_quiet(error):
             _log.error('a call of %r failed after it was cancelled', self._what, exc_info=error)
 
     def _settle(self, value: Any, error: BaseException | None = None) -> None:
@@ -124,3 +124,9 @@ class Call:
 
     def on_end(self) -> None:
         raise ProtocolError('an end came for a call that has no items')
+
+
+def _is_quiet(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_quiet, error.exceptions))
+    return isinstance(error, _QUIET)

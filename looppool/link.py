@@ -170,7 +170,11 @@ class Link:
             return
         grace, now = self._pool.settings.cancel_grace, self._loop.time()
         if self.page.stepping != ident:
-            # It waits, and sees its cancellation when the loop turns: whatever blocks that is another's.
+            # It waits, and sees its cancellation when the loop turns. What keeps the loop from that is another's, or an
+            # asyncio task of its own, which alone is interrupted.
+            age = self.heartbeat_age()
+            if age is not None and age > self._pool.settings.heartbeat + grace:
+                self.interrupt(ident)
             self._loop.call_later(grace, self._insist, ident, 0.0)
         elif deadline and now >= deadline:
             self.kill(f'a cancelled call blocked its loop for more than {2 * grace:g} s and could not be interrupted')

@@ -463,6 +463,31 @@ async def test_a_generator_that_blocks_its_loop_is_interrupted() -> None:
         await _interrupted(pool, asyncio.create_task(consume()), neighbour)
 
 
+async def in_a_group(path: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(breathe(60))
+        group.create_task(tell_and_spin(path))
+
+
+async def tell_and_spin(path: str) -> None:
+    open(path, 'w').close()
+    spin()
+
+
+async def test_an_asyncio_task_of_a_call_that_blocks_is_interrupted_and_nobody_else(
+    context: str, tmp_path: Any
+) -> None:
+    path = str(tmp_path / 'running')
+    async with Pool(pool_size=1, context=context, cancel_grace=0.1) as pool:
+        neighbour = asyncio.create_task(pool.call(breathe, 0.3))
+        call = asyncio.create_task(pool.call(in_a_group, path))
+        await appears(path)
+        call.cancel()
+        assert await neighbour == 'alive'
+        await idle(pool)
+        assert pool.statistics().restarts == 0
+
+
 async def test_what_can_not_be_interrupted_goes_with_its_worker(tmp_path: Any, logs: LogGuard) -> None:
     killed = logs.expect('could not be interrupted')
     path = str(tmp_path / 'running')
