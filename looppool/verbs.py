@@ -197,6 +197,8 @@ class Verbs:
 
         :raises: as `call`.
         '''
+        if not callable(factory):
+            raise TypeError(f'a class or a function is needed to create an object, not {factory!r}')
         creation = _Creation(self, factory)
         await self._make(creation, (callee.CALL, objects.create, (factory, args, kwargs), {}))
         return creation.keep(await creation.value())

@@ -146,6 +146,8 @@ async def test_a_factory_may_be_a_coroutine_function_and_may_fail() -> None:
         assert await counter.get('value') == 7
         with pytest.raises(ValueError, match='not made'):
             await pool.create(refused)
+        with pytest.raises(TypeError, match='a class or a function is needed to create an object, not 5'):
+            await pool.create(5)  # type: ignore[arg-type]
 
 
 async def test_all_verbs_have_it() -> None:
