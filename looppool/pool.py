@@ -293,8 +293,6 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         mode, function, _, _ = request
         if not callable(function):
             raise TypeError(f'a function is needed to call, not {function!r}')
-        if not self._accepting or self._thread != get_ident():
-            self._refuse('call')
         data, needs = encoded = self.packing.pack_request(request)
         if needs or len(data) > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)

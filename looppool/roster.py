@@ -16,6 +16,7 @@
    everything else; so a copy that died with its worker is not sent again.
 '''
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -224,14 +225,12 @@ class Roster:
         if self._least_waiters and _head(self._least_waiters):
             return None
         taken = self._candidate() if self._waiters else None
-        best = None
+        best, least = None, sys.maxsize
         for slot in self._from_least_turn[self._least_turn]:
-            window = slot.window
-            if best is not None and window.used >= best.window.used:
-                continue
-            if slot.open and slot is not taken and not slot.waiters and window.admits(size):
-                best = slot
-                if not window.used:
+            used = slot.window.used
+            if used < least and slot.open and slot is not taken and not slot.waiters and slot.window.admits(size):
+                best, least = slot, used
+                if not used:
                     break
         if best is not None:
             best.window.take(size)

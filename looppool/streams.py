@@ -89,7 +89,7 @@ class ItemStream(AsyncIterator[T], Generic[T]):
         return await self._exchange.__anext__()  # type: ignore[no-any-return]
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._verbs._call_loop()
         exchange = Exchange(loop, self._verbs._packing())
         call = _StreamCall(loop, self._request[1], exchange)
         await self._verbs._accept(self._context.run(self._verbs._pack_call, call, self._request))
@@ -133,6 +133,7 @@ class OpenStream(Exchange):
         if self._entered:
             raise RuntimeError('a stream is good for one call: call open_stream() again')
         self._entered = True
+        self._verbs._call_loop()
         await self._verbs._accept(self._context.run(self._verbs._pack_call, self._call, self._request))
         return self
 

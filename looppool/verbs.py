@@ -82,6 +82,7 @@ class Verbs:
         raise NotImplementedError
 
     def _call_loop(self) -> asyncio.AbstractEventLoop:
+        '''The loop to call from; it raises what forbids a call now.'''
         raise NotImplementedError
 
     @overload

@@ -255,7 +255,9 @@ def value_of_parts() -> Any:
 async def test_what_does_not_matter_is_no_change(app: App) -> None:
     reloader = Reloader(app.pool(pool_size=1), [app.folder], delay=60.0)
     async with reloader.pool, reloader:
-        for name in ('notes.txt', '.#shop.py', 'shop.py~', '.git/hook.py', '__pycache__/shop.py', 'env/site-packages/parts.py'):
+        for name in (
+            'notes.txt', '.#shop.py', 'shop.py~', '.git/hook.py', '__pycache__/shop.py', 'env/site-packages/parts.py'
+        ):  # fmt: skip
             (app.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (app.folder / name).write_text('text')
         (app.folder / 'shop.py').read_text()
