@@ -76,7 +76,8 @@ class Call:
         self.link, self._ident = link, ident
 
     def on_value(self, body: bytes) -> None:
-        if self.abandoned:
+        if self.abandoned or self.answer.done():
+            # Done without an answer, it was cancelled in this very turn of the loop.
             self.on_late(body)
             return
         try:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import os
+import select
 import signal
 import threading
 import weakref
@@ -233,6 +234,29 @@ async def test_a_cancelled_creation_leaves_nothing(context: str) -> None:
         del creating
         gc.collect()
         await pool.call(until_alive, 0)
+
+
+async def test_a_creation_cancelled_just_when_its_answer_comes_leaves_nothing() -> None:
+    loop = asyncio.get_running_loop()
+    async with pool_of(pool_size=1) as pool:
+        creating = asyncio.create_task(pool.create(Counter))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+        def cancel_ahead_of_the_answer() -> None:
+            link: Any = pool.members[0].link
+            select.select([link.channel._sock], [], [])
+            # It runs in the turn that reads the answer, ahead of the reading; its caller wakes up in the next one.
+            loop.call_soon(creating.cancel)
+
+        loop.call_soon(cancel_ahead_of_the_answer)
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        del creating
+        gc.collect()
+        await pool.call(until_alive, 0)
+        link: Any = pool.members[0].link
+        assert link.objects == 0
 
 
 async def test_it_dies_with_its_worker(context: str, logs: LogGuard) -> None:
