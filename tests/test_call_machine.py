@@ -4,10 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -15,7 +13,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from parcels import Named, parcel
-from test_protocol_machine import LONG, Needs, Side, Wire, pieces, some_definitions
+from test_protocol_machine import LONG, Joined, Needs, Side, some_definitions
 
 from looppool.kinds import Kind, State
 from looppool.protocol import PoolEnd, WorkerEnd
@@ -198,12 +196,9 @@ class WorkerSide(Side):
         (self.end.value if kind == Kind.VALUE else self.end.failed)(ident, body, needs)
 
 
-class Calls(RuleBasedStateMachine):
+class Calls(Joined):
     def __init__(self) -> None:
-        super().__init__()
-        self.pool, self.worker = PoolSide(), WorkerSide()
-        self.down = Wire(self.pool, self.worker)
-        self.up = Wire(self.worker, self.pool)
+        super().__init__(PoolSide(), WorkerSide())
 
     @initialize()
     def start(self) -> None:
@@ -251,14 +246,9 @@ class Calls(RuleBasedStateMachine):
         elif not items.out_ended:
             items.send(size, needs)
 
-    @precondition(lambda self: self.steps(0, 1) or self.pool.end.state != State.READY)
-    @rule(step=st.integers(0, 30), which=st.integers(0, MOST), count=pieces)
-    def go_on(self, step: int, which: int, count: int) -> None:
-        steps = self.steps(which, count)
-        if steps:
-            name = sorted(steps)[step % len(steps)]
-            note(name)
-            steps[name]()
+    @property
+    def at_its_end(self) -> bool:
+        return self.pool.end.state != State.READY
 
     @precondition(lambda self: self.pool.end.state == State.READY and len(self.pool.callers) > 5)
     @rule()

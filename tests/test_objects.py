@@ -252,7 +252,6 @@ async def test_a_creation_cancelled_just_when_its_answer_comes_leaves_nothing() 
         loop.call_soon(cancel_ahead_of_the_answer)
         with pytest.raises(asyncio.CancelledError):
             await creating
-        del creating
         gc.collect()
         await pool.call(until_alive, 0)
         link: Any = pool.members[0].link

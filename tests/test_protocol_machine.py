@@ -1,6 +1,7 @@
 '''Both ends of a link, joined in memory, in any order of what pool, worker and transport may do.'''
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, note, settings
@@ -196,12 +197,38 @@ class WorkerSide(Side):
         self.end.bye()
 
 
-class Link(RuleBasedStateMachine):
-    def __init__(self) -> None:
+class Joined(RuleBasedStateMachine):
+    '''Two sides, and the wires between them.'''
+
+    def __init__(self, pool: Any, worker: Any) -> None:
         super().__init__()
-        self.pool, self.worker = PoolSide(), WorkerSide()
-        self.down = Wire(self.pool, self.worker)
-        self.up = Wire(self.worker, self.pool)
+        self.pool, self.worker = pool, worker
+        self.down = Wire(pool, worker)
+        self.up = Wire(worker, pool)
+
+    @property
+    def at_its_end(self) -> bool:
+        '''Whether it is all right that there is nothing to do.'''
+        raise NotImplementedError
+
+    def steps(self, which: int, count: int) -> dict[str, Callable[[], None]]:
+        '''What can be done now without anything being asked for.'''
+        raise NotImplementedError
+
+    @precondition(lambda self: self.steps(0, 1) or self.at_its_end)
+    @rule(step=st.integers(0, 30), which=st.integers(0, LIMIT), count=pieces)
+    def go_on(self, step: int, which: int, count: int) -> None:
+        '''Carry some bytes, take something up, or end it. One rule for all: without any of these, all stands still.'''
+        steps = self.steps(which, count)
+        if steps:
+            name = sorted(steps)[step % len(steps)]
+            note(name)
+            steps[name]()
+
+
+class Link(Joined):
+    def __init__(self) -> None:
+        super().__init__(PoolSide(), WorkerSide())
 
     @initialize(results_at_the_start=st.integers(0, 2))
     def start(self, results_at_the_start: int) -> None:
@@ -233,15 +260,9 @@ class Link(RuleBasedStateMachine):
             self.worker.put += 1
             self.worker.put_bytes += size
 
-    @precondition(lambda self: self.steps(0, 1) or self.worker.end.state == State.ENDED)
-    @rule(step=st.integers(0, 30), which=st.integers(0, LIMIT), count=pieces)
-    def go_on(self, step: int, which: int, count: int) -> None:
-        '''Carry some bytes, take something up, or end it. One rule for all: without any of these, all stands still.'''
-        steps = self.steps(which, count)
-        if steps:
-            name = sorted(steps)[step % len(steps)]
-            note(name)
-            steps[name]()
+    @property
+    def at_its_end(self) -> bool:
+        return self.worker.end.state == State.ENDED
 
     @precondition(lambda self: self.pool.end.state == State.READY and len(self.pool.put) > 5)
     @rule(last=st.booleans())
