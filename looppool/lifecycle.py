@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import signal
-import weakref
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from threading import get_ident
@@ -96,7 +95,6 @@ class Lifecycle(Verbs):
         self._closing: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Task[None]] = set()
         '''What sees single workers to their ends.'''
-        _pools.add(self)
         self._signals: tuple[int, ...] = ()
         self._signum: int | None = None
 
@@ -105,7 +103,6 @@ class Lifecycle(Verbs):
 
     def _disown(self) -> None:
         '''In a forked child: the pool is the parent's. Nothing here puts to its workers, stops them or kills them.'''
-        pools.pop(self.key, None)
         self._accepting = self._supervising = False
         self.state, self._reason = 'stopped', 'belongs to the process that this one was forked from'
         self._closed.set()
@@ -392,12 +389,10 @@ def checked_seconds(timeout: object) -> float | None:
     raise ValueError(f'timeout has to be a number of seconds, a timedelta or None, not {timeout!r}')
 
 
-_pools: Final[weakref.WeakSet[Lifecycle]] = weakref.WeakSet()
-
-
 def _disown_pools() -> None:
-    for pool in list(_pools):
+    for pool in list(pools.values()):
         pool._disown()
+    pools.clear()
 
 
 os.register_at_fork(after_in_child=_disown_pools)

@@ -128,6 +128,8 @@ class Packing:
 
     def _pack_request(self, request: Any) -> Encoded:
         mode, function, args, kwargs = request
+        if not callable(function):
+            raise TypeError(f'a function is needed to call, not {function!r}')
         address, needs = address_of(function, _NO_REDUCERS if self.codec is None else self.codec._reducers)
         data, more = self.pickle((mode, address, args, kwargs))
         return data, in_order((*needs, *more)) if needs and more else needs or more

@@ -55,8 +55,6 @@ class Peer(Verbs):
         return asking().loop
 
     def _pack_call(self, call: Call, request: Request) -> Parcel:
-        if not callable(request[1]):
-            raise TypeError(f'a function is needed to call, not {request[1]!r}')
         data, needs = self._packing().pack_request(request)
         return data, Terms(needs, self.name, call=call)
 

@@ -291,8 +291,6 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
 
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         mode, function, _, _ = request
-        if not callable(function):
-            raise TypeError(f'a function is needed to call, not {function!r}')
         data, needs = encoded = self.packing.pack_request(request)
         if needs or len(data) > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)

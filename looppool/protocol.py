@@ -323,10 +323,10 @@ class PoolEnd(_End):
 
     def send_task(self, parcel: Parcel) -> int:
         '''Send a task or a call; return its id. The caller holds its permit.'''
-        data, (needs, _, _, _, call) = parcel
-        if needs:
-            self._send_definitions(needs)
-        kind, book = (_TASK, self.owed) if call is None else (_CALL, self.calls)
+        data, terms = parcel
+        if terms.needs:
+            self._send_definitions(terms.needs)
+        kind, book = (_TASK, self.owed) if terms.call is None else (_CALL, self.calls)
         self._last_id = ident = self._last_id + 1
         book[ident] = parcel
         if self._run_kind != kind:
@@ -426,9 +426,8 @@ class PoolEnd(_End):
         parcel = self.calls.pop(ident, None)
         if parcel is not None:
             self._answered += 1
-            data, terms = parcel
-            self._answered_bytes += len(data)
-            terms.call.on_value(body)  # type: ignore[union-attr]
+            self._answered_bytes += len(parcel[0])
+            _call_of(parcel).on_value(body)
         elif ident in self.relays:
             self.relays.pop(ident).on_value(body)
         else:

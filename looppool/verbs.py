@@ -57,12 +57,6 @@ class _Creation(Call):
 class Verbs:
     '''What can be asked of a pool, which picks a worker, and of a worker. All methods belong to the loop's thread.'''
 
-    async def _make(self, call: Call, request: Request) -> None:
-        '''Have a call accepted; wait for credit.'''
-        parcel = self._pack_call(call, request)
-        if not self._try_accept(parcel):
-            await self._accept(parcel)
-
     def _pack_call(self, call: Call, request: Request) -> 'Parcel':
         raise NotImplementedError
 
@@ -201,7 +195,7 @@ class Verbs:
         if not callable(factory):
             raise TypeError(f'a class or a function is needed to create an object, not {factory!r}')
         creation = _Creation(self, factory)
-        await self._make(creation, (callee.CALL, objects.create, (factory, args, kwargs), {}))
+        await self._accept(self._pack_call(creation, (callee.CALL, objects.create, (factory, args, kwargs), {})))
         return creation.keep(await creation.value())
 
     def _keep(self, link: Any, key: objects.Key) -> RemoteObject:
