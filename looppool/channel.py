@@ -94,11 +94,12 @@ class Channel:
 
     def flush(self) -> None:
         '''Write what the link has to send, or as much of it as the socket takes.'''
-        if self._unsent or not self._open:
-            return
-        data = self.end.data_to_send()
-        if data:
-            self._write(memoryview(data))
+        while not self._unsent and self._open:
+            data = self.end.data_to_send()
+            if data:
+                self._write(memoryview(data))
+            if not self.end.urgent:
+                break
 
     def _write(self, data: memoryview) -> None:
         try:

@@ -119,7 +119,7 @@ def _pack_run(kind: int, ident: int, messages: list[bytes]) -> list[bytes]:
         return [pack_header(len(messages[0]), kind, ident), *messages]
     sizes = list(map(len, messages))
     head = struct.pack(f'<I{len(sizes)}I', len(sizes), *sizes)
-    return [pack_header(len(head) + sum(sizes), kind | RUN, ident), head, *messages]
+    return [b''.join((pack_header(len(head) + sum(sizes), kind | RUN, ident), head, *messages))]
 
 
 def cut_run(body: bytes) -> list[bytes]:

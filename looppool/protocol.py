@@ -21,6 +21,7 @@
 
 import struct
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
@@ -44,6 +45,8 @@ _CREDIT: Final = int(Kind.CREDIT)
 OWN_BODY: Final = 64 * 1024
 '''What the link's own frames may take in any case, in bytes: lists of ids, errors, runs of several messages.'''
 _MOST_IDS: Final = OWN_BODY // 8
+_WRITE_SIZE: Final = 1 << 20
+'''What is written at once, in bytes, unless one message is larger. What waits to be written is in memory once.'''
 _BYTES: Final = struct.Struct('<Q')
 _MORE: Final = struct.Struct('<IQ')
 _HEAD: Final = struct.Struct('<I')
@@ -177,11 +180,14 @@ class _End:
             raise ProtocolError(f'a frame of kind {kind ^ RUN} came in state {self.state.name}')
 
     def data_to_send(self) -> bytes:
-        '''The bytes to write now; they count as sent.'''
+        '''The bytes to write next, which count as sent; none: that was all.'''
         self._end_run()
         self._send_owing()
-        data = b''.join(self._out)
-        self._out.clear()
+        out, count = self._out, len(self._out)
+        if sum(map(len, out)) > _WRITE_SIZE:
+            count = 1 + sum(total < _WRITE_SIZE for total in accumulate(map(len, out)))
+        data = b''.join(out[:count])
+        del out[:count]
         return data
 
     @property

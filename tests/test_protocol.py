@@ -151,7 +151,11 @@ def ids(*numbers: int) -> bytes:
 
 
 def frames_of(end: PoolEnd | WorkerEnd) -> list[Frame]:
-    return Parser().feed(end.data_to_send())
+    return Parser().feed(all_of(end))
+
+
+def all_of(end: PoolEnd | WorkerEnd) -> bytes:
+    return b''.join(iter(end.data_to_send, b''))
 
 
 # What is legal when
@@ -379,7 +383,7 @@ def test_tasks_arrive_one_by_one_however_they_were_sent(messages: list[bytes], c
 
     for message in messages:
         pool.send_task(parcel(message))
-    data = pool.data_to_send()
+    data = all_of(pool)
     sizes = [len(body) for _, _, body in Parser().feed(data)]
     while data:
         worker.receive_data(data[: cuts[0]])
@@ -390,6 +394,20 @@ def test_tasks_arrive_one_by_one_however_they_were_sent(messages: list[bytes], c
     assert {ident for ident, _ in recorder.inbox} <= set(range(first, first + len(messages)))
     alone = [len(message) for message in messages]
     assert all(size <= OWN_BODY for size in sizes if size not in alone)
+
+
+def test_what_is_written_at_once_is_bounded_but_for_one_large_message() -> None:
+    messages = [bytes(600_000), bytes(600_000), b'small', bytes(5_000_000), *[bytes(1000)] * 3000]
+    pool, _ = pool_end()
+    for message in messages:
+        pool.send_task(parcel(message))
+
+    writes = list(iter(pool.data_to_send, b''))
+
+    assert [body for _, _, body in Parser().feed(writes[0])] == messages[:2]
+    assert sum(len(write) > 2 << 20 for write in writes) == 1
+    assert len(b''.join(writes)) > sum(map(len, messages))
+    assert not pool.urgent
 
 
 @pytest.mark.parametrize(
