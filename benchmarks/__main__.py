@@ -1,4 +1,4 @@
-'''The command: ``python -m benchmarks messages``, ``python -m benchmarks calls`` and ``python -m benchmarks setup``.'''
+'''The command: ``python -m benchmarks`` with ``messages``, ``calls`` or ``payloads``, and with ``setup``.'''
 
 import argparse
 import json
@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.call_catalogue import call_sections
 from benchmarks.call_targets import call_targets
 from benchmarks.catalogue import CEILING, LOOPPOOL, Section, Sizes, sections
+from benchmarks.payload_catalogue import COPY, payload_sections
+from benchmarks.payload_targets import payload_targets
 from benchmarks.processes import ORIGINAL_FOLDER
 from benchmarks.report import table, verdicts
 from benchmarks.results import Results
@@ -23,19 +25,22 @@ __all__ = ['main']
 
 _ORIGINAL = 'Looppool==0.4.0'
 _DISTRIBUTIONS = (
-    'tornado', 'psutil', 'distex', 'aiomultiprocess', 'xoscar', 'uvloop', 'ray', 'distributed', 'tractor',
+    'tornado', 'psutil', 'distex', 'aiomultiprocess', 'xoscar', 'uvloop', 'ray', 'distributed', 'tractor', 'numpy',
+    'pyzmq', 'loky', 'joblib',
 )
 _INTERRUPTED = 130
 
 _SUITES: dict[str, tuple[Callable[[Sizes], list[Section]], Callable[[], list[Target]]]] = {
     'messages': (sections, targets),
     'calls': (call_sections, call_targets),
+    'payloads': (payload_sections, payload_targets),
 }
 '''What each command runs, and what looppool has to reach there.'''
 
 _HELP = {
     'messages': 'measure messages, and what a pool costs',
     'calls': 'measure calls, map and streams',
+    'payloads': 'measure large arrays',
 }
 
 
@@ -181,7 +186,7 @@ def _own_failures(chosen: list[Section], results: Results) -> int:
         results.failures(section.key_of(contender))
         for section in chosen
         for contender in section.contenders
-        if contender.name.startswith((LOOPPOOL, CEILING))
+        if contender.name.startswith((LOOPPOOL, CEILING, COPY))
     ))
 
 

@@ -38,6 +38,15 @@ PEERS = {
 _CALL_PEERS = {'ray': 'ray_actors', 'dask': 'dask_actors', 'tractor': 'tractor_actors'}
 '''Modules of those that have calls, but no messages.'''
 
+_PAYLOAD_PEERS = {
+    'multiprocessing.Pipe': 'pipes',
+    'multiprocessing.shared_memory': 'shared_blocks',
+    'loky': 'loky_pool',
+    'joblib': 'joblib_maps',
+    'pyzmq': 'zeromq',
+}
+'''Modules of those that are measured with arrays only.'''
+
 WORKERS = 2
 '''Workers of a peer, of looppool where it is compared with them: what two cores suggest.'''
 
@@ -121,7 +130,7 @@ def sections(sizes: Sizes) -> list[Section]:
 
 def peer(name: str, job: str, load: Load, suffix: str = '') -> Contender:
     '''Return a row of the peer *name*, which *suffix* tells from others of it.'''
-    return Contender(name + suffix, f'benchmarks.peers.{(PEERS | _CALL_PEERS)[name]}', job, load)
+    return Contender(name + suffix, f'benchmarks.peers.{(PEERS | _CALL_PEERS | _PAYLOAD_PEERS)[name]}', job, load)
 
 
 def _workers(count: int) -> str:

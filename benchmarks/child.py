@@ -24,11 +24,10 @@ def main(module: str, job: str, load: str) -> None:
     """
     answer: dict[str, object]
     try:
-        contender = import_module(module)
+        # A job may import what other jobs of its module don't need.
+        answer = {'values': getattr(import_module(module), job)(Load(**json.loads(load)))}
     except ModuleNotFoundError as error:
         answer = {'missing': error.name}
-    else:
-        answer = {'values': getattr(contender, job)(Load(**json.loads(load)))}
     print(json.dumps(answer), flush=True)
 
 

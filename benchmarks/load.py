@@ -9,12 +9,14 @@ Rules:
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
-    'IN_FLIGHT', 'WINDOW', 'Job', 'Load', 'PingPong', 'Values', 'keep_in_flight', 'percentiles', 'rate', 'rate_async',
-    'sampled', 'sampled_async',
+    'ARRAYS_IN_FLIGHT', 'IN_FLIGHT', 'WINDOW', 'Job', 'Load', 'PingPong', 'Values', 'keep_in_flight', 'percentiles',
+    'rate', 'rate_async', 'sampled', 'sampled_async', 'windowed',
 ]
 
 Values = Mapping[str, float]
@@ -25,6 +27,9 @@ WINDOW = 4096
 
 IN_FLIGHT = 1000
 '''Calls in flight while their throughput is measured.'''
+
+ARRAYS_IN_FLIGHT = 16
+'''Arrays in flight where several are.'''
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Load:
         handlers: 'plain' functions, a 'coroutine' in the worker, or coroutines on 'both' sides.
         chunk: items of a ``map`` that travel together; 0 where the contender finds the number itself.
         ordered: whether the values of a ``map`` come in the order of the items.
+        payload: bytes of one array.
         context: start method, where the job depends on it.
         seconds: how long an idle pool is watched, or after how long the sampling of latencies ends.
     '''
@@ -46,6 +52,7 @@ class Load:
     handlers: str = 'plain'
     chunk: int = 0
     ordered: bool = True
+    payload: int = 0
     context: str = 'forkserver'
     seconds: float = 3.0
 
@@ -78,6 +85,19 @@ async def rate_async(run: Callable[[int], Awaitable[object]], load: Load) -> Val
     before = time.perf_counter()
     await run(load.messages)
     return {'rate': load.messages / (time.perf_counter() - before)}
+
+
+def windowed(
+    send: Callable[[Any], Any], receive: Callable[[Any], Any], items: Iterable[Any], in_flight: int = IN_FLIGHT
+) -> Iterator[Any]:
+    '''Yield ``receive(send(item))`` of all *items* in their order, *in_flight* of them sent before one is received.'''
+    sent: deque[Any] = deque()
+    for item in items:
+        sent.append(send(item))
+        if len(sent) == in_flight:
+            yield receive(sent.popleft())
+    while sent:
+        yield receive(sent.popleft())
 
 
 async def keep_in_flight(

@@ -8,7 +8,7 @@ import psutil
 
 from benchmarks.load import Values
 
-__all__ = ['cpu_of_tree', 'memory']
+__all__ = ['cpu_of_tree', 'memory', 'pss_of_tree']
 
 
 def memory(pids: Iterable[int]) -> Values:
@@ -19,8 +19,16 @@ def memory(pids: Iterable[int]) -> Values:
 
 def cpu_of_tree() -> float:
     '''Return the CPU seconds used so far by this process and all its descendants.'''
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(_cpu(process) for process in processes)
+    return sum(_cpu(process) for process in _tree())
+
+
+def pss_of_tree() -> int:
+    '''Return the PSS, in bytes, of this process and all its descendants: what they share counts once.'''
+    return sum(int(process.memory_full_info().pss) for process in _tree())
+
+
+def _tree() -> list[psutil.Process]:
+    return [psutil.Process(), *psutil.Process().children(recursive=True)]
 
 
 def _cpu(process: psutil.Process) -> float:

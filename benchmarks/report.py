@@ -27,8 +27,21 @@ UNITS = {
     'cpu': ('%', 100.0, 2),
     'parent': ('%', 100.0, 1),
     'worker': ('%', 100.0, 1),
+    'one way': ('GiB/s', 1 / 2**30, 2),
+    'back': ('GiB/s', 1 / 2**30, 2),
+    'single': ('/s', 1.0, 0),
+    'many': ('/s', 1.0, 0),
+    'send': ('ms', 1e3, 1),
+    'to all': ('ms', 1e3, 1),
+    'copies': ('×', 1.0, 2),
+    'small': ('µs', 1e6, 1),
+    '1 MiB': ('µs', 1e6, 1),
+    '64 MiB': ('µs', 1e6, 1),
 }
-'''Of each value's name: the unit printed, the factor from the unit measured (seconds, bytes, shares), decimals.'''
+'''Of each value's name: the unit printed, the factor from the unit measured (seconds, bytes, shares), decimals.
+
+Rates and speeds are measured in messages or bytes a second, copies in copies.
+'''
 
 _WIDTHS = (46, 8, 16, 25, 11, 12)
 _HEADINGS = ('', 'value', 'median', 'lowest … highest', '× ceiling', '× looppool')

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.catalogue import CEILING, HANDLERS, LOOPPOOL, PEERS
 from benchmarks.results import Results
 
-__all__ = ['Target', 'median_of', 'ratio_of', 'targets']
+__all__ = ['Target', 'best_of', 'median_of', 'ratio_of', 'ratio_to_best', 'targets']
 
 Measure = Callable[[Results], float | None]
 
@@ -83,7 +83,7 @@ def _throughput() -> Iterator[Target]:
             key = _own(handlers, workers)
             yield Target(
                 f'{HANDLERS[handlers]}, {workers} worker(s), × the best of Looppool 0.4.0', limit,
-                _ratio_to_best(key, 'rate', _ORIGINALS, largest=True), at_least=True, unit=' ×', decimals=1,
+                ratio_to_best(key, 'rate', _ORIGINALS, largest=True), at_least=True, unit=' ×', decimals=1,
             )
 
 
@@ -91,8 +91,8 @@ def _latency() -> Iterator[Target]:
     key = f'latency/{LOOPPOOL}'
     yield Target('latency p50, × ceiling', 2, ratio_of(key, 'p50', f'latency/{CEILING}'), unit=' ×')
     yield Target(
-        'latency p50, × the best peer', 1, _ratio_to_best(key, 'p50', _LATENCY_PEERS, largest=False),
-        unit=' ×', note=lambda results: _best(results, _LATENCY_PEERS, 'p50', 1e6, 'µs', largest=False),
+        'latency p50, × the best peer', 1, ratio_to_best(key, 'p50', _LATENCY_PEERS, largest=False),
+        unit=' ×', note=best_of(_LATENCY_PEERS, 'p50', 1e6, 'µs', largest=False),
     )
 
 
@@ -100,7 +100,7 @@ def _sleepers() -> Iterator[Target]:
     peers = [f'sleepers/{name}' for name in ('distex, 100 tasks', 'aiomultiprocess, childconcurrency 1000', 'xoscar')]
     yield Target(
         'sleeping tasks', 80_000, median_of(f'sleepers/{LOOPPOOL}', 'rate'), at_least=True, unit='/s', decimals=0,
-        note=lambda results: _best(results, peers, 'rate', 1, '/s', largest=True),
+        note=best_of(peers, 'rate', 1, '/s', largest=True),
     )
 
 
@@ -119,12 +119,13 @@ def _upkeep() -> Iterator[Target]:
         yield Target(f'memory over the long run, {value}, ±', 10, stray, unit=' %', decimals=1)
 
 
-def ratio_of(key: str, name: str, other: str) -> Measure:
-    '''Ask for the value *name* of *key*, divided by that of *other*.'''
-    return lambda results: results.ratio(key, name, other)
+def ratio_of(key: str, name: str, other: str, other_name: str | None = None) -> Measure:
+    '''Ask for the value *name* of *key*, divided by that of *other*, or by its value *other_name*.'''
+    return lambda results: results.ratio(key, name, other, other_name)
 
 
-def _ratio_to_best(key: str, name: str, others: list[str], *, largest: bool) -> Measure:
+def ratio_to_best(key: str, name: str, others: list[str], *, largest: bool) -> Measure:
+    '''Ask for the value *name* of *key*, divided by the largest or smallest among the *others* in the same round.'''
     return lambda results: results.ratio_to_best(key, name, others, largest=largest)
 
 
@@ -146,9 +147,16 @@ def _against_overlapping(key: str) -> Callable[[Results], str]:
     return note
 
 
-def _best(results: Results, keys: list[str], name: str, factor: float, unit: str, *, largest: bool) -> str:
-    medians = {key: median for key in keys if (median := results.median(key, name)) is not None}
-    if not medians:
-        return ''
-    key = (max if largest else min)(medians, key=lambda key: medians[key])
-    return f'best peer: {key.partition("/")[2]} {medians[key] * factor:,.0f} {unit}'
+def best_of(
+    keys: list[str], name: str, factor: float, unit: str, *, largest: bool, decimals: int = 0
+) -> Callable[[Results], str]:
+    '''Note which of the peers *keys* has the largest or smallest median of the value *name*, times *factor*.'''
+
+    def note(results: Results) -> str:
+        medians = {key: median for key in keys if (median := results.median(key, name)) is not None}
+        if not medians:
+            return ''
+        key = (max if largest else min)(medians, key=lambda key: medians[key])
+        return f'best peer: {key.partition("/")[2]} {medians[key] * factor:,.{decimals}f} {unit}'
+
+    return note

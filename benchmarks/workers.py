@@ -1,11 +1,12 @@
 """The workers that looppool's own rows run; nothing but looppool is imported here, for each worker imports it."""
 
 import asyncio
+from typing import Any
 
 import looppool
-from benchmarks.peers.tasks import NAP
+from benchmarks.peers.tasks import NAP, first_element
 
-__all__ = ['Echo', 'EchoFromCoroutine', 'EchoWithCredit', 'Nap']
+__all__ = ['Echo', 'EchoFromCoroutine', 'EchoWithCredit', 'Keeper', 'Nap']
 
 
 class Echo(looppool.Worker[int, int]):
@@ -30,6 +31,20 @@ class EchoWithCredit(looppool.Worker[int, int]):
     @looppool.task_done
     async def _process_message(self, message: int) -> None:
         await self._put(message)
+
+
+class Keeper(looppool.Worker[Any, int]):
+    '''Keeps the last array it got, and answers with its first number; None asks for the sum of the array it keeps.'''
+
+    _kept: Any = None
+
+    @looppool.task_done
+    def _process_message(self, message: Any) -> None:
+        if message is None:
+            self._put_nowait(int(self._kept.sum()))
+        else:
+            self._kept = message
+            self._put_nowait(first_element(message))
 
 
 class Nap(looppool.Worker[int, int]):

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import subprocess
 import sys
+import types
 from importlib import import_module
 from typing import Any
 
@@ -15,9 +16,13 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 catalogue: Any = import_module('benchmarks.catalogue')
+arrays: Any = import_module('benchmarks.arrays')
 call_catalogue: Any = import_module('benchmarks.call_catalogue')
 call_targets: Any = import_module('benchmarks.call_targets')
+child: Any = import_module('benchmarks.child')
 load: Any = import_module('benchmarks.load')
+payload_catalogue: Any = import_module('benchmarks.payload_catalogue')
+payload_targets: Any = import_module('benchmarks.payload_targets')
 processes: Any = import_module('benchmarks.processes')
 report: Any = import_module('benchmarks.report')
 results: Any = import_module('benchmarks.results')
@@ -27,6 +32,7 @@ targets: Any = import_module('benchmarks.targets')
 SUITES = {
     'messages': (catalogue.sections, targets.targets),
     'calls': (call_catalogue.call_sections, call_targets.call_targets),
+    'payloads': (payload_catalogue.payload_sections, payload_targets.payload_targets),
 }
 SECTIONS = [section for sections, _ in SUITES.values() for section in sections(catalogue.Sizes())]
 
@@ -101,14 +107,78 @@ async def test_so_many_calls_are_in_flight() -> None:
     assert made[100:] == [0, 1, 2]
 
 
-def test_the_command_measures_the_rows_of_looppool() -> None:
-    command = [sys.executable, '-m', 'benchmarks', 'calls', '--quick', '--only', '/looppool']
+def test_so_many_are_sent_before_one_is_received() -> None:
+    sent: list[int] = []
+    outstanding = []
+
+    def send(item: int) -> int:
+        sent.append(item)
+        return -item
+
+    for received, answer in enumerate(load.windowed(send, abs, iter(range(10)), 3)):
+        assert answer == received
+        outstanding.append(len(sent) - received)
+    assert outstanding == [3, 3, 3, 3, 3, 3, 3, 3, 2, 1]
+    assert list(load.windowed(send, abs, [], 3)) == []
+
+
+def returned(function: Any, array: Any) -> Any:
+    '''A means that carries nothing anywhere.'''
+    return function(array)
+
+
+async def called(function: Any, array: Any) -> Any:
+    '''The same on a loop.'''
+    return function(array)
+
+
+async def test_arrays_are_timed_by_whatever_means_they_cross() -> None:
+    small = load.Load(messages=100, payload=1 << 10)
+    exchange = arrays.through(returned, lambda answer: answer)
+
+    for values in (arrays.large_arrays(exchange, small), await arrays.large_arrays_async(called, small)):
+        assert set(values) == {'one way', 'back'} and min(values.values()) > 0
+    for values in (arrays.small_arrays(exchange, small), await arrays.small_arrays_async(called, small)):
+        assert set(values) == {'single', 'many'} and min(values.values()) > 0
+
+
+async def test_a_means_that_shows_its_worker_an_earlier_array_is_found_out() -> None:
+    small = load.Load(messages=100, payload=1 << 10)
+    seen: list[Any] = []
+
+    def remembered(function: Any, array: Any) -> Any:
+        seen.append(array.copy())
+        return function(seen[0])
+
+    async def remembered_async(function: Any, array: Any) -> Any:
+        return remembered(function, array)
+
+    with pytest.raises(ValueError, match='array -2 was answered with -3'):
+        arrays.large_arrays(arrays.through(remembered, lambda answer: answer), small)
+    seen.clear()
+    with pytest.raises(ValueError, match='array 1 was answered with 0'):
+        await arrays.small_arrays_async(remembered_async, small)
+
+
+def test_a_job_says_what_it_misses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(_load: Any) -> Any:
+        return import_module('no_such_package')
+
+    monkeypatch.setitem(sys.modules, 'contender', types.SimpleNamespace(job=job))
+    child.main('contender', 'job', '{}')
+
+    assert capsys.readouterr().out == '{"missing": "no_such_package"}\n'
+
+
+@pytest.mark.parametrize('suite', ['calls', 'payloads'])
+def test_the_command_measures_the_rows_of_looppool(suite: str) -> None:
+    command = [sys.executable, '-m', 'benchmarks', suite, '--quick', '--only', '/looppool']
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
 
-    assert ended.returncode == 0, ended.stderr
     table = ended.stdout.partition('\nTargets')[0]
-    assert 'failed' not in table and 'load average' in table
-    for section in call_catalogue.call_sections(catalogue.Sizes()):
+    assert 'failed' not in table and 'load average' in table, ended.stderr
+    assert ended.returncode == int('not installed: looppool.shared' in table), ended.stderr
+    for section in SUITES[suite][0](catalogue.Sizes()):
         for contender in section.contenders:
             assert (f'  {contender.name} ' in table) == contender.name.startswith(catalogue.LOOPPOOL)
 

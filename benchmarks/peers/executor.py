@@ -9,10 +9,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 
-from benchmarks.load import IN_FLIGHT, Load, Values, rate, sampled
+from benchmarks.arrays import large_arrays, small_arrays, through
+from benchmarks.load import IN_FLIGHT, Load, Values, rate, sampled, windowed
 from benchmarks.peers.tasks import echo
 
-__all__ = ['calls', 'idle_memory', 'latency', 'mapped', 'start', 'throughput']
+__all__ = ['calls', 'idle_memory', 'large', 'latency', 'mapped', 'small', 'start', 'throughput']
 
 _barrier: Barrier | None = None
 
@@ -28,13 +29,8 @@ def calls(load: Load) -> Values:
     with _pool(load) as pool:
 
         def run(count: int) -> None:
-            futures: deque[Future[int]] = deque()
-            for message in range(count):
-                if len(futures) == IN_FLIGHT:
-                    futures.popleft().result()
-                futures.append(pool.submit(echo, message))
-            for future in futures:
-                future.result()
+            answers = windowed(lambda message: pool.submit(echo, message), Future.result, range(count), IN_FLIGHT)
+            deque(answers, maxlen=0)
 
         return rate(run, load)
 
@@ -49,6 +45,18 @@ def latency(load: Load) -> Values:
     '''Measure one message at a time, in seconds.'''
     with _pool(load) as pool:
         return sampled(lambda message: pool.submit(echo, message).result(), load)
+
+
+def large(load: Load) -> Values:
+    '''Measure the speed at which single arrays are submitted.'''
+    with _pool(load) as pool:
+        return large_arrays(through(pool.submit, Future.result), load)
+
+
+def small(load: Load) -> Values:
+    '''Measure the arrays submitted a second.'''
+    with _pool(load) as pool:
+        return small_arrays(through(pool.submit, Future.result), load)
 
 
 def start(load: Load) -> Values:

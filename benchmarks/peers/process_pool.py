@@ -2,11 +2,13 @@
 
 import multiprocessing
 from collections import deque
+from multiprocessing.pool import AsyncResult, Pool
 
+from benchmarks.arrays import Exchange, large_arrays, small_arrays, through
 from benchmarks.load import Load, Values, rate, sampled
 from benchmarks.peers.tasks import echo
 
-__all__ = ['latency', 'mapped', 'throughput']
+__all__ = ['large', 'latency', 'mapped', 'small', 'throughput']
 
 
 def throughput(load: Load) -> Values:
@@ -26,3 +28,19 @@ def latency(load: Load) -> Values:
     '''Measure one message at a time, in seconds.'''
     with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
         return sampled(lambda message: pool.apply(echo, (message,)), load)
+
+
+def large(load: Load) -> Values:
+    '''Measure the speed at which single arrays are applied to.'''
+    with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
+        return large_arrays(_exchange(pool), load)
+
+
+def small(load: Load) -> Values:
+    '''Measure the arrays applied to a second.'''
+    with multiprocessing.get_context(load.context).Pool(load.workers) as pool:
+        return small_arrays(_exchange(pool), load)
+
+
+def _exchange(pool: Pool) -> Exchange:
+    return through(lambda function, array: pool.apply_async(function, (array,)), AsyncResult.get)

@@ -1,15 +1,16 @@
-'''ray: async actors, one for each worker, called through its object store.'''
+'''ray: actors, one for each worker, called through its object store.'''
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from benchmarks.arrays import Exchange, large_arrays, small_arrays, through
 from benchmarks.load import IN_FLIGHT, Load, Values, keep_in_flight, rate_async, sampled_async
 
-__all__ = ['calls', 'latency']
+__all__ = ['calls', 'large', 'latency', 'small']
 
 os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
 _ray: Any = import_module('ray')
@@ -17,10 +18,18 @@ _ray: Any = import_module('ray')
 _STORE = 100 << 20
 '''Bytes of the object store; by default it takes a third of the machine's memory.'''
 
+_ARRAY_STORE = 1 << 30
+'''Bytes of the object store for arrays.'''
+
 
 class _Echo:
     async def echo(self, message: int) -> int:
         return message
+
+
+class _Runner:
+    def run(self, function: Callable[[Any], Any], array: Any) -> Any:
+        return function(array)
 
 
 def calls(load: Load) -> Values:
@@ -33,21 +42,43 @@ def latency(load: Load) -> Values:
     return asyncio.run(_latency(load))
 
 
-@asynccontextmanager
-async def _actors(load: Load) -> AsyncIterator[list[Any]]:
+def large(load: Load) -> Values:
+    '''Measure the speed at which single arrays are passed.'''
+    with _started(load, _ARRAY_STORE):
+        return large_arrays(_exchange(), load)
+
+
+def small(load: Load) -> Values:
+    '''Measure the arrays passed a second.'''
+    with _started(load, _ARRAY_STORE):
+        return small_arrays(_exchange(), load)
+
+
+@contextmanager
+def _started(load: Load, store: int) -> Iterator[None]:
     _ray.init(
-        num_cpus=load.workers, object_store_memory=_STORE, include_dashboard=False, log_to_driver=False,
+        num_cpus=load.workers, object_store_memory=store, include_dashboard=False, log_to_driver=False,
         logging_level='ERROR',
     )
     try:
-        actor = _ray.remote(_Echo).options(num_cpus=1, max_concurrency=IN_FLIGHT)
-        yield [actor.remote() for _ in range(load.workers)]
+        yield
     finally:
         _ray.shutdown()
 
 
+@contextmanager
+def _actors(load: Load) -> Iterator[list[Any]]:
+    with _started(load, _STORE):
+        actor = _ray.remote(_Echo).options(num_cpus=1, max_concurrency=IN_FLIGHT)
+        yield [actor.remote() for _ in range(load.workers)]
+
+
+def _exchange() -> Exchange:
+    return through(_ray.remote(_Runner).options(num_cpus=1).remote().run.remote, _ray.get)
+
+
 async def _calls(load: Load) -> Values:
-    async with _actors(load) as actors:
+    with _actors(load) as actors:
 
         def call(message: int) -> Any:
             return actors[message % len(actors)].echo.remote(message)
@@ -56,5 +87,5 @@ async def _calls(load: Load) -> Values:
 
 
 async def _latency(load: Load) -> Values:
-    async with _actors(load) as actors:
+    with _actors(load) as actors:
         return await sampled_async(lambda message: actors[0].echo.remote(message), load)
