@@ -8,11 +8,13 @@ import multiprocessing
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.arrays import Exchange, Function, large_arrays, small_arrays, through
 from benchmarks.load import Load, Values
+from benchmarks.peers.serving import answer_arrays, beside
 
 __all__ = ['large', 'small']
 
@@ -31,24 +33,18 @@ def small(load: Load) -> Values:
 
 @contextmanager
 def _serving(load: Load) -> Iterator[Exchange]:
-    context = multiprocessing.get_context(load.context)
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
-    process.start()
+    here, there = multiprocessing.Pipe()
 
     def send(function: Function, array: Any) -> None:
         _send(here, (function, array))
 
-    yield through(send, lambda _sent: _receive(here))
-    _send(here, None)
-    process.join(10)
+    with beside(load, _serve, there):
+        yield through(send, lambda _sent: _receive(here))
+        _send(here, None)
 
 
 def _serve(connection: Connection) -> None:
-    while (task := _receive(connection)) is not None:
-        function, array = task
-        _send(connection, function(array))
-        del task, array  # not until the next one has come
+    answer_arrays(partial(_receive, connection), partial(_send, connection))
 
 
 def _send(connection: Connection, message: Any) -> None:

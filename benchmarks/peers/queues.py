@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from multiprocessing.queues import Queue
 
 from benchmarks.load import WINDOW, Load, Values, rate, sampled
+from benchmarks.peers.serving import beside
 
 __all__ = ['latency', 'throughput']
 
@@ -45,11 +46,9 @@ def _echoing(load: Load) -> Iterator[Queues]:
     context = multiprocessing.get_context(load.context)
     tasks: Queue[int | None] = context.Queue()
     results: Queue[int | None] = context.Queue()
-    process = context.Process(target=_echo, args=(tasks, results), daemon=True)  # type: ignore[attr-defined]
-    process.start()
-    yield tasks, results
-    tasks.put(None)
-    process.join(10)
+    with beside(load, _echo, tasks, results):
+        yield tasks, results
+        tasks.put(None)
 
 
 def _echo(tasks: 'Queue[int | None]', results: 'Queue[int | None]') -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.arrays import Exchange, Function, blank, large_arrays, small_arrays, through
 from benchmarks.load import ARRAYS_IN_FLIGHT, Load, Values
+from benchmarks.peers.serving import beside
 
 __all__ = ['large', 'small']
 
@@ -35,15 +36,11 @@ def small(load: Load) -> Values:
 
 @contextmanager
 def _serving(load: Load, count: int) -> Iterator[Exchange]:
-    context = multiprocessing.get_context(load.context)
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
-    process.start()
-    with ExitStack() as stack:
+    here, there = multiprocessing.Pipe()
+    with ExitStack() as stack, beside(load, _serve, there):
         blocks = [stack.enter_context(_block(load.payload)) for _ in range(count)]
         yield _exchange(here, blocks, load.payload)
         here.send(None)
-        process.join(10)
 
 
 @contextmanager

@@ -3,16 +3,17 @@
 What comes lies in the memory of its frame. One worker process.
 '''
 
-import multiprocessing
 import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from benchmarks.arrays import Exchange, Function, large_arrays, small_arrays, through
 from benchmarks.load import Load, Values
+from benchmarks.peers.serving import answer_arrays, beside
 
 __all__ = ['large', 'small']
 
@@ -36,16 +37,13 @@ def _serving(load: Load) -> Iterator[Exchange]:
     with tempfile.TemporaryDirectory() as folder, _dealer() as socket:
         address = f'ipc://{folder}/socket'
         socket.bind(address)
-        context = multiprocessing.get_context(load.context)
-        process = context.Process(target=_serve, args=(address,), daemon=True)  # type: ignore[attr-defined]
-        process.start()
 
         def send(function: Function, array: Any) -> None:
             _send(socket, (function, array))
 
-        yield through(send, lambda _sent: _receive(socket))
-        _send(socket, None)
-        process.join(10)
+        with beside(load, _serve, address):
+            yield through(send, lambda _sent: _receive(socket))
+            _send(socket, None)
 
 
 @contextmanager
@@ -57,10 +55,7 @@ def _dealer() -> Iterator[Any]:
 def _serve(address: str) -> None:
     with _dealer() as socket:
         socket.connect(address)
-        while (task := _receive(socket)) is not None:
-            function, array = task
-            _send(socket, function(array))
-            del task, array  # not until the next one has come
+        answer_arrays(partial(_receive, socket), partial(_send, socket))
 
 
 def _send(socket: Any, message: Any) -> None:
