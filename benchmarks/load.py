@@ -10,13 +10,13 @@ Rules:
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
     'ARRAYS_IN_FLIGHT', 'IN_FLIGHT', 'WINDOW', 'Job', 'Load', 'PingPong', 'Values', 'keep_in_flight', 'percentiles',
-    'rate', 'rate_async', 'sampled', 'sampled_async', 'windowed',
+    'rate', 'rate_async', 'rate_by_turns', 'sampled', 'sampled_async', 'windowed',
 ]
 
 Values = Mapping[str, float]
@@ -106,6 +106,17 @@ async def keep_in_flight(
     '''Await ``call(i)`` for *count* values of i, *in_flight* at once, from as many tasks that await one by one.'''
     messages = iter(range(count))
     await asyncio.gather(*(_pull(call, messages) for _ in range(min(count, in_flight))))
+
+
+async def rate_by_turns(
+    calls: Sequence[Callable[[int], Awaitable[object]]], load: Load, in_flight: int = IN_FLIGHT
+) -> Values:
+    '''Return the calls a second, made to each of *calls* by turns, *in_flight* at once.'''
+
+    def call(message: int) -> Awaitable[object]:
+        return calls[message % len(calls)](message)
+
+    return await rate_async(lambda count: keep_in_flight(call, count, in_flight), load)
 
 
 async def _pull(call: Callable[[int], Awaitable[object]], messages: Iterator[int]) -> None:

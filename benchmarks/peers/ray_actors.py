@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.arrays import Exchange, large_arrays, small_arrays, through
-from benchmarks.load import IN_FLIGHT, Load, Values, keep_in_flight, rate_async, sampled_async
+from benchmarks.load import IN_FLIGHT, Load, Values, rate_by_turns, sampled_async
 
 __all__ = ['calls', 'large', 'latency', 'small']
 
@@ -79,13 +79,9 @@ def _exchange() -> Exchange:
 
 async def _calls(load: Load) -> Values:
     with _actors(load) as actors:
-
-        def call(message: int) -> Any:
-            return actors[message % len(actors)].echo.remote(message)
-
-        return await rate_async(lambda count: keep_in_flight(call, count), load)
+        return await rate_by_turns([actor.echo.remote for actor in actors], load)
 
 
 async def _latency(load: Load) -> Values:
     with _actors(load) as actors:
-        return await sampled_async(lambda message: actors[0].echo.remote(message), load)
+        return await sampled_async(actors[0].echo.remote, load)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-from benchmarks.load import Load, Values, keep_in_flight, rate_async, sampled_async
+from benchmarks.load import Load, Values, rate_async, rate_by_turns, sampled_async
 from benchmarks.peers.tasks import NAP
 
 __all__ = ['EchoActor', 'latency', 'sleepers', 'throughput']
@@ -62,11 +62,7 @@ async def _actors(load: Load) -> AsyncIterator[list[Any]]:
 
 async def _throughput(load: Load) -> Values:
     async with _actors(load) as actors:
-
-        def call(message: int) -> Any:
-            return actors[message % len(actors)].echo(message)
-
-        return await rate_async(lambda count: keep_in_flight(call, count), load)
+        return await rate_by_turns([actor.echo for actor in actors], load)
 
 
 async def _latency(load: Load) -> Values:
