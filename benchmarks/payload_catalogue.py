@@ -70,7 +70,7 @@ def _peer_small(sizes: Sizes) -> Iterator[Contender]:
         'pyzmq': 2_000,
         'joblib': 200,
         'multiprocessing.shared_memory': 4_000,
-        'ray': 500,
+        'ray': 1_000,
     }
     for name, full in counts.items():
         yield peer(name, 'small', _small_load(sizes, full))

@@ -3,7 +3,7 @@
 Rules:
 
 1. A row's value is the median over the rounds; beside it the lowest and the highest of them.
-2. A ratio is the row's value divided by the reference's; for rates more is better, for all else less is.
+2. A ratio is the row's value divided by the reference's; for rates and speeds more is better, for all else less is.
 3. A contender without values has a row too, which says why.
 """
 

@@ -16,10 +16,11 @@ os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
 _ray: Any = import_module('ray')
 
 _STORE = 100 << 20
-'''Bytes of the object store; by default it takes a third of the machine's memory.'''
+'''Bytes of the object store at least; by default it takes a third of the machine's memory.'''
 
-_ARRAY_STORE = 1 << 30
-'''Bytes of the object store for arrays.'''
+_ARRAYS_STORED = 4
+'''Arrays that the object store holds, if they are large: it uses all its memory before it uses any again, and is slow
+until then.'''
 
 
 class _Echo:
@@ -44,18 +45,19 @@ def latency(load: Load) -> Values:
 
 def large(load: Load) -> Values:
     '''Measure the speed at which single arrays are passed.'''
-    with _started(load, _ARRAY_STORE):
+    with _started(load):
         return large_arrays(_exchange(), load)
 
 
 def small(load: Load) -> Values:
     '''Measure the arrays passed a second.'''
-    with _started(load, _ARRAY_STORE):
+    with _started(load):
         return small_arrays(_exchange(), load)
 
 
 @contextmanager
-def _started(load: Load, store: int) -> Iterator[None]:
+def _started(load: Load) -> Iterator[None]:
+    store = max(_STORE, _ARRAYS_STORED * load.payload)
     _ray.init(
         num_cpus=load.workers, object_store_memory=store, include_dashboard=False, log_to_driver=False,
         logging_level='ERROR',
@@ -68,7 +70,7 @@ def _started(load: Load, store: int) -> Iterator[None]:
 
 @contextmanager
 def _actors(load: Load) -> Iterator[list[Any]]:
-    with _started(load, _STORE):
+    with _started(load):
         actor = _ray.remote(_Echo).options(num_cpus=1, max_concurrency=IN_FLIGHT)
         yield [actor.remote() for _ in range(load.workers)]
 
