@@ -63,9 +63,9 @@ def _small_load(sizes: Sizes, full: int) -> Load:
 
 def _peer_small(sizes: Sizes) -> Iterator[Contender]:
     counts = {
-        'multiprocessing.Pipe': 1_000,
-        'multiprocessing.Pool': 500,
-        'ProcessPoolExecutor': 500,
+        'multiprocessing.Pipe': 600,
+        'multiprocessing.Pool': 300,
+        'ProcessPoolExecutor': 300,
         'loky': 300,
         'pyzmq': 2_000,
         'joblib': 200,
