@@ -1,5 +1,6 @@
 '''looppool: a pool of worker processes, each with its own Tornado IO loop.'''
 
+from . import shared
 from .errors import (
     Full,
     LoopPoolError,
@@ -56,6 +57,7 @@ __all__ = [
     'find_worker',
     'idempotent',
     'in_thread',
+    'shared',
     'task_done',
     'wait_for_worker',
 ]

@@ -19,6 +19,7 @@ from .errors import TaskInterrupted
 from .exchange import Exchange
 from .kinds import RELAYED
 from .packing import Packing, unpack_request
+from .payload import Body
 from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
@@ -65,7 +66,7 @@ class Callee:
         self.where = ''
         '''Which worker this is, for the errors that other workers get.'''
 
-    def take_up(self, ident: int, body: bytes) -> None:
+    def take_up(self, ident: int, body: Body) -> None:
         '''Begin a call.'''
         context = _Watched(self._words, ident)
         try:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from .codec import decode
 from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied, WorkerStartError
+from .payload import Body
 
 __all__ = ['Call', 'Link', 'Request']
 
@@ -75,7 +76,7 @@ class Call:
     def on_sent(self, link: Link, ident: int) -> None:
         self.link, self._ident = link, ident
 
-    def on_value(self, body: bytes) -> None:
+    def on_value(self, body: Body) -> None:
         if self.abandoned or self.answer.done():
             # Done without an answer, it was cancelled in this very turn of the loop.
             self.on_late(body)
@@ -88,7 +89,7 @@ class Call:
         else:
             self._settle(value)
 
-    def on_late(self, body: bytes) -> None:
+    def on_late(self, body: Body) -> None:
         '''A value has come that nobody waits for.'''
 
     def on_failure(self, body: bytes) -> None:
@@ -117,7 +118,7 @@ class Call:
         else:
             self.answer.set_exception(error)
 
-    def on_items(self, items: list[bytes]) -> None:
+    def on_items(self, items: list[Body]) -> None:
         raise ProtocolError('items came for a call that has none')
 
     def on_more(self, count: int, size: int) -> None:

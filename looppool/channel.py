@@ -6,23 +6,35 @@
    backlog of short tasks does not block the loop's other users.
 3. What is sent while reading or working leaves in one write at its end; what is sent elsewhere, or can wait, leaves in
    one write at the next turn of the loop. A partial write waits for writability.
-4. Whatever is wrong with the socket or the framing closes the channel, once, and is told to `on_closed`.
+4. Descriptors that are sent arrive no later than the bytes that are sent after them, in their order.
+5. Whatever is wrong with the socket or the framing closes the channel, once, and is told to `on_closed`.
 '''
 
 import asyncio
 import contextvars
+import errno
 import os
 import socket
 import time
 import weakref
+from array import array
+from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from itertools import islice
+from typing import Any, Final, Protocol
 
 from .errors import ProtocolError
 
 __all__ = ['SLICE', 'Channel', 'End']
 
 READ_SIZE: Final = 256 * 1024
+_MOST_DESCRIPTORS: Final = 250
+'''How many are sent at once; Linux takes 253.'''
+_INT: Final = array('i').itemsize
+_EXTRA_SIZE: Final = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _INT)
+# Plain ints: those of the enumeration are slow to combine.
+_CLOSE_ON_EXEC: Final = int(getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
 SLICE: Final = 0.0005
 '''For how long `work` may go on before what it sent is written and the loop turns, in seconds. With less, the loop's
 turn (some 20 µs) costs too much; with more, the two ends of a busy link wait for each other instead of overlapping.'''
@@ -60,7 +72,10 @@ class Channel:
         self._work = work
         self._on_closed = on_closed
         self._buffer = memoryview(bytearray(READ_SIZE))
+        self._buffers = [self._buffer]
         self._unsent = memoryview(b'')
+        self._descriptors_out: deque[Any] = deque()
+        self._descriptors_in: deque[int] = deque()
         # Whoever happens to wake the channel must not lend its context variables to the work that follows.
         self._context = contextvars.copy_context()
         self._corked = False
@@ -101,17 +116,38 @@ class Channel:
             if not self.end.urgent:
                 break
 
+    def send_descriptor(self, segment: Any) -> None:
+        '''Send the descriptor of a segment (its ``fd``) with the next bytes, or ahead of them.'''
+        self._descriptors_out.append(segment)
+
     def _write(self, data: memoryview) -> None:
+        sent = 0
         try:
-            sent = self._sock.send(data)
+            while self._descriptors_out:
+                sent += self._send_descriptors(data[sent : sent + 1])
+            sent += self._sock.send(data[sent:] if sent else data)
         except (BlockingIOError, InterruptedError):
-            sent = 0
+            pass
         except OSError:
             # The other side is gone. What it sent before is still to be read; reading tells when that is over.
             return
         if sent < len(data):
             self._unsent = data[sent:]
             self._loop.add_writer(self._sock, self._on_writable)
+
+    def _send_descriptors(self, byte: memoryview) -> int:
+        '''Send as many as one call may, with one byte that they come along with.'''
+        segments = list(islice(self._descriptors_out, _MOST_DESCRIPTORS))
+        try:
+            sent = socket.send_fds(self._sock, [byte], [segment.fd for segment in segments])
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                # Too many are on their way: it goes on when some have arrived.
+                raise BlockingIOError from error
+            raise
+        for _ in segments:
+            self._descriptors_out.popleft()
+        return sent
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._sock)
@@ -144,20 +180,42 @@ class Channel:
     def _receive(self) -> bool:
         '''Read once; return whether there can be more.'''
         try:
-            count = self._sock.recv_into(self._buffer)
+            count, extra, flags, _ = self._sock.recvmsg_into(self._buffers, _EXTRA_SIZE, _CLOSE_ON_EXEC)
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:
-            count = 0
+            count, extra, flags = 0, [], 0
         if not count:
             self._tell_closed(None)
             return False
+        if extra:
+            self._take_in(extra)
         try:
+            if flags & _TRUNCATED:
+                raise ProtocolError('a descriptor did not arrive: too many are open in this process')
             self.end.receive_data(bytes(self._buffer[:count]))
         except ProtocolError as error:
             self._tell_closed(error)
             return False
         return True
+
+    def _take_in(self, extra: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in extra:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors_in.extend(memoryview(data)[: len(data) // _INT * _INT].cast('i'))
+
+    def take_descriptor(self) -> int:
+        '''The first descriptor that has come and was not taken; the caller closes it.
+
+        :raises ProtocolError: there is none.
+        '''
+        if not self._descriptors_in:
+            raise ProtocolError('a descriptor was to come, but did not')
+        return self._descriptors_in.popleft()
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
 
     def work_soon(self) -> None:
         '''Call `work` in the next turn of the loop.'''
@@ -209,6 +267,7 @@ class Channel:
         if not self._open:
             return
         self._open = False
+        self._drop_descriptors()
         _open_channels.discard(self)
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
@@ -216,9 +275,15 @@ class Channel:
         if self._flushed and not self._flushed.done():
             self._flushed.set_result(None)
 
+    def _drop_descriptors(self) -> None:
+        self._descriptors_out.clear()
+        while self._descriptors_in:
+            os.close(self._descriptors_in.popleft())
+
     def _forget(self) -> None:
         '''In a forked child: close the descriptor, but leave the loop alone, which shares its epoll with the parent.'''
         self._open = False
+        self._drop_descriptors()
         self._sock.close()
 
 

@@ -9,7 +9,8 @@
    A definition may need others, which travel ahead of it; the functions of all share one set of globals there.
 3. A definition is known by a key that is unique across processes, so its owner recognises it when it comes back:
    an instance of a script's class that a worker returns is an instance of the script's very class.
-4. `decode` is plain ``pickle.loads``; a message may only refer to definitions that arrived before it.
+4. `decode` is plain ``pickle.loads``; a message may only refer to definitions that arrived before it. What is large
+   goes to a `Store`, and a `Payload` says where it is.
 5. What pickle does with a type may be replaced (`Reducers`), in every pickler here.
 6. `pack_error` never fails: an exception that can't travel as itself travels as `RemoteError`.
 '''
@@ -26,17 +27,21 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from types import FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, overload
 
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
+from .payload import LEAST, Body, Payload, Piece
 from .variables import home_of, reduce_variable
 
 __all__ = [
+    'Buffers',
     'Definition',
     'Encoded',
+    'Inline',
     'Key',
     'Reducers',
+    'Store',
     'cancelled_elsewhere',
     'check_encoded',
     'decode',
@@ -67,44 +72,93 @@ class Definition(NamedTuple):
     '''The definitions that it refers to, and those that they refer to, in the order to send them.'''
 
 
-Encoded = tuple[bytes, tuple[Definition, ...]]
+Needs = tuple[Definition, ...]
+Inline = tuple[bytes, Needs]
+Encoded = tuple[Body, Needs]
 '''A pickled object and the definitions that it needs, in the order to send them.'''
 
 Reducers = Mapping[type, Callable[[Any], tuple[Any, ...]]]
 '''How to pickle the objects of exactly these types, as ``copyreg.dispatch_table`` says it.'''
 
+Buffers = list[tuple[memoryview, Piece | None]]
+'''What travels apart from a pickle, and where it lies if it is shared already.'''
+Pickled = tuple[bytes, Needs, Buffers]
+Take = Callable[[pickle.PickleBuffer], bool]
+
+
+class Store(Protocol):
+    '''Where the large parts of messages are put.'''
+
+    def take(self, buffers: Buffers, buffer: pickle.PickleBuffer) -> bool:
+        '''Add a buffer to those that travel apart from the pickle. Whether it is not worth it: it stays there.'''
+    def put(self, pickled: bytes, buffers: Buffers) -> Payload | None:
+        '''What to send instead of the pickle and its buffers. None if there is no memory.'''
+
+
 _dumps: Final = pickle.dumps
-decode: Final[Callable[[bytes], Any]] = pickle.loads
+_loads: Final = pickle.loads
 
 
-def encode(obj: object) -> Encoded:
-    '''Pickle `obj`; raise the pickling error (any type) if that can't be done by value either.'''
+def decode(body: Body) -> Any:
+    '''The object again.'''
+    return _loads(body) if type(body) is bytes else body.load()  # type: ignore[union-attr]
+
+
+@overload
+def encode(obj: object) -> Inline: ...
+@overload
+def encode(obj: object, store: Store | None) -> Encoded: ...
+def encode(obj: object, store: Store | None = None) -> Encoded:
+    '''Pickle `obj`; raise the pickling error (any type) if that can't be done by value either.
+
+    :param store: where to put what is large. None: it stays in the bytes.
+    '''
+    buffers: Buffers = []
+    take = None if store is None else functools.partial(store.take, buffers)
     try:
-        data = _dumps(obj, PROTOCOL)
+        data = _dumps(obj, PROTOCOL, buffer_callback=take)
     except Exception:
-        return _dump_with(_value_pickler(), obj, {})
-    # Twice as fast as `in`, which tries to read the needle as an integer first.
-    if data.find(b'__main__') < 0:
-        return data, ()
-    return _encode_by_reference(obj, {})
+        pickled = _dump_with(_value_pickler(), obj, {}, store)
+    else:
+        # Twice as fast as `in`, which tries to read the needle as an integer first.
+        if data.find(b'__main__') < 0:
+            if len(data) < LEAST and not buffers:
+                return data, ()
+            pickled = data, (), buffers
+        else:
+            pickled = _dump_by_reference(obj, {}, store)
+    return _placed(store, *pickled) or encode(obj)
 
 
-def encode_with(reducers: Reducers, obj: object) -> Encoded:
+@overload
+def encode_with(reducers: Reducers, obj: object) -> Inline: ...
+@overload
+def encode_with(reducers: Reducers, obj: object, store: Store | None) -> Encoded: ...
+def encode_with(reducers: Reducers, obj: object, store: Store | None = None) -> Encoded:
     '''As `encode`, but pickle what has one of the types in `reducers` as is said there.'''
     try:
-        data, _ = _dump_with(_PlainPickler, obj, reducers)
+        pickled = _dump_with(_PlainPickler, obj, reducers, store)
     except Exception:
-        return _dump_with(_value_pickler(), obj, reducers)
-    if data.find(b'__main__') < 0:
-        return data, ()
-    return _encode_by_reference(obj, reducers)
+        pickled = _dump_with(_value_pickler(), obj, reducers, store)
+    else:
+        if pickled[0].find(b'__main__') >= 0:
+            pickled = _dump_by_reference(obj, reducers, store)
+    return _placed(store, *pickled) or encode_with(reducers, obj)
 
 
-def _encode_by_reference(obj: object, reducers: Reducers) -> Encoded:
+def _placed(store: Store | None, data: bytes, needs: Needs, buffers: Buffers) -> Encoded | None:
+    '''None if there is no memory for what is large.'''
+    if store is None or (len(data) < LEAST and not buffers):
+        return data, needs
+    payload = store.put(data, buffers)
+    return None if payload is None else (payload, needs)
+
+
+def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None) -> Pickled:
     try:
-        return _dump_with(_ReferencePickler, obj, reducers)
+        return _dump_with(_ReferencePickler, obj, reducers, store)
     except Exception:
-        return _dump_with(_value_pickler(), obj, reducers)
+        return _dump_with(_value_pickler(), obj, reducers, store)
 
 
 def check_encoded(encoded: Encoded, limit: int) -> None:
@@ -115,20 +169,21 @@ def check_encoded(encoded: Encoded, limit: int) -> None:
         check_size(len(definition.body), limit)
 
 
-def _dump_with(pickler_class: Any, obj: object, reducers: Reducers) -> Encoded:
+def _dump_with(pickler_class: Any, obj: object, reducers: Reducers, store: Store | None = None) -> Pickled:
     file = io.BytesIO()
-    pickler = pickler_class(file, reducers)
+    buffers: Buffers = []
+    pickler = pickler_class(file, reducers, None if store is None else functools.partial(store.take, buffers))
     pickler.dump(obj)
-    return file.getvalue(), in_order(pickler.needs.values())
+    return file.getvalue(), in_order(pickler.needs.values()), buffers
 
 
 class _PlainPickler(pickle.Pickler):
     '''Does what ``pickle.dumps`` does, but for the types in `reducers`.'''
 
-    def __init__(self, file: io.BytesIO, reducers: Reducers) -> None:
+    def __init__(self, file: io.BytesIO, reducers: Reducers, take: Take | None) -> None:
         if reducers:
             self.dispatch_table = {**copyreg.dispatch_table, **reducers}
-        super().__init__(file, PROTOCOL)
+        super().__init__(file, PROTOCOL, buffer_callback=take)
         self.reducers = reducers
         self.needs: dict[Key, Definition] = {}
 
@@ -155,11 +210,11 @@ def _value_pickler() -> Any:
     class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         '''Refers to definitions; sends the rest of ``__main__`` by value, also what cloudpickle leaves to its name.'''
 
-        def __init__(self, file: io.BytesIO, reducers: Reducers) -> None:
+        def __init__(self, file: io.BytesIO, reducers: Reducers, take: Take | None) -> None:
             if reducers:
                 # Before the rest: the pickler reads it once, when it is made.
                 self.dispatch_table = {**cloudpickle.Pickler.dispatch_table, **reducers}
-            super().__init__(file, PROTOCOL)
+            super().__init__(file, PROTOCOL, buffer_callback=take)
             self.reducers = reducers
             self.needs: dict[Key, Definition] = {}
             self._defines = _definitions.under_way
@@ -173,6 +228,8 @@ def _value_pickler() -> Any:
                 return resolve, definition.key
             if isinstance(obj, ContextVar):
                 return reduce_variable(obj)
+            if isinstance(obj, memoryview):
+                return memoryview, (pickle.PickleBuffer(obj),)
             rebuild = _REBUILT.get(type(obj))
             if rebuild is not None and obj.__module__ == '__main__':
                 return rebuild(obj)
@@ -251,7 +308,7 @@ class _Definitions:
     def _make(self, obj: Any, reducers: Reducers) -> Definition:
         self.under_way.add(id(obj))
         try:
-            data, needs = _dump_with(_value_pickler(), obj, reducers)
+            data, needs, _ = _dump_with(_value_pickler(), obj, reducers)
         finally:
             self.under_way.discard(id(obj))
         self._count += 1
@@ -357,7 +414,7 @@ def resolve(origin: str, number: int) -> Any:
 # Exceptions
 
 
-def pack_error(error: BaseException, limit: int = MAX_BODY) -> Encoded:
+def pack_error(error: BaseException, limit: int = MAX_BODY) -> Inline:
     '''Pack an exception and its traceback's text: as itself if it can travel within `limit` bytes, else as text.'''
     text = _format(error)
     try:
@@ -399,10 +456,11 @@ def cancelled_elsewhere(error: BaseException) -> RemoteError:
     return remote
 
 
-def _encode_error(error: BaseException) -> Encoded:
+def _encode_error(error: BaseException) -> Inline:
     if _survives(error):
         return encode(error)
-    return _dump_with(_error_pickler(), error, {})
+    data, needs, _ = _dump_with(_error_pickler(), error, {})
+    return data, needs
 
 
 @functools.cache

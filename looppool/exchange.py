@@ -13,9 +13,10 @@ from collections import deque
 from typing import Any, Final, Protocol, Self
 
 from .channel import SLICE
-from .codec import Definition, check_encoded
+from .codec import Definition, Encoded, check_encoded
 from .errors import ProtocolError, StreamClosed
 from .packing import Packing
+from .payload import Body
 from .window import Window
 
 __all__ = ['Exchange']
@@ -31,7 +32,7 @@ class Side(Protocol):
 
     max_body: int
 
-    def send_item(self, ident: int, item: bytes, needs: tuple[Definition, ...]) -> None: ...
+    def send_item(self, ident: int, item: Body, needs: tuple[Definition, ...]) -> None: ...
     def send_more(self, ident: int, count: int, size: int) -> None: ...
     def send_end(self, ident: int) -> None: ...
 
@@ -48,14 +49,14 @@ class Exchange:
         self._side: Side | None = None
         self._ident = 0
         self._out = Window(CREDIT, CREDIT_BYTES)
-        self._in: deque[bytes] = deque()
+        self._in: deque[Body] = deque()
         self._taken = self._taken_bytes = 0
         self._receivers: deque[asyncio.Future[None]] = deque()
         self._senders: deque[asyncio.Future[None]] = deque()
         self._out_ended = self._in_ended = self._discarding = False
         self._error: BaseException | None = None
         self._slice_end = 0.0
-        self._unheard: list[tuple[bytes, tuple[Definition, ...]]] | None = None
+        self._unheard: list[Encoded] | None = None
         '''What was sent before anything has shown that the call has begun; credit bounds it.'''
 
     def attach(self, side: Side, ident: int) -> None:
@@ -71,7 +72,7 @@ class Exchange:
 
     # What the link tells
 
-    def on_items(self, items: list[bytes]) -> None:
+    def on_items(self, items: list[Body]) -> None:
         '''Items have come.'''
         if self._in_ended:
             raise ProtocolError('an item came behind the last one')

@@ -5,7 +5,7 @@
 3. The parser may be fed any split of the stream; it gives every whole frame, in order, exactly once.
 4. What came before a broken header is still given; `Parser.error` then says what was broken, and feeding ends.
 5. A frame whose kind has the bit `RUN` is a run of several messages: their number and their sizes (u32 each), then the
-   messages.
+   messages. One with the bit `LARGE` says where a message lies (see `payload`).
 '''
 
 import struct
@@ -16,6 +16,7 @@ from .errors import MessageTooBig, ProtocolError
 
 __all__ = [
     'HEADER_SIZE',
+    'LARGE',
     'MAX_BODY',
     'RUN',
     'Frame',
@@ -37,6 +38,8 @@ MAX_BODY: Final = 2**32 - 1
 _COUNT: Final = struct.Struct('<I')
 RUN: Final = 0x80
 '''The bit of a kind that says that the body is a run.'''
+LARGE: Final = 0x40
+'''The bit of a kind that says that the body refers to shared memory.'''
 
 pack_header: Final = _HEADER.pack
 '''``pack_header(length, kind, id)`` gives the header's bytes.'''

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from .packing import Packing
+from .payload import Body
 from .runner import Runner, as_coroutine
 
 __all__ = ['FAILURES', 'Handlers', 'current_handlers', 'end_result']
@@ -71,13 +72,13 @@ class Handlers:
         if isinstance(error, FAILURES):
             _log.error('process_message of pool %r failed', self._name, exc_info=error)
 
-    def fail(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
+    def fail(self, process_failure: Callable[[Any, BaseException], Any], data: Body, error: BaseException) -> None:
         '''Tell the application that the task in `data` ended with `error`.'''
         # From the loop, so that what the handler raises, an interrupt perhaps, hurts nobody's bookkeeping.
         self.untold += 1
         asyncio.get_running_loop().call_soon(self._tell, process_failure, data, error)
 
-    def _tell(self, process_failure: Callable[[Any, BaseException], Any], data: bytes, error: BaseException) -> None:
+    def _tell(self, process_failure: Callable[[Any, BaseException], Any], data: Body, error: BaseException) -> None:
         self.untold -= 1
         self._changed.set()
         task: Any = data

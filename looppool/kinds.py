@@ -45,6 +45,12 @@ class Kind(IntEnum):
     '''id: that of the call; body: how many items were taken, and their bytes.'''
     END = 19
     '''id: that of the call: no more items come.'''
+    SEGMENT = 20
+    '''id: the key of a segment that messages will refer to; body: its size in bytes. Its descriptor comes along.'''
+    FORGET = 21
+    '''id: the key of a segment that no message will refer to any more, until it is said anew.'''
+    GIVE_BACK = 22
+    '''body: the numbers of the payloads that their receiver has let go of.'''
     READY = 32
     START_FAILED = 33
     RESULT = 34
@@ -87,6 +93,9 @@ LEGAL: Final[dict[Kind, tuple[State, ...]]] = {
     Kind.END: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
     Kind.PILL: (State.READY,),
     Kind.DEFINE: (State.STARTING, State.READY, State.STOPPING),
+    Kind.SEGMENT: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.FORGET: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
+    Kind.GIVE_BACK: (State.STARTING, State.READY, State.STOPPING, State.ENDED),
     Kind.READY: (State.STARTING,),
     Kind.START_FAILED: (State.STARTING,),
     Kind.RESULT: (State.STARTING, State.READY, State.STOPPING),

@@ -27,6 +27,7 @@ from .objects import pools
 from .packing import Packing
 from .protocol import Parcel
 from .roster import Roster
+from .segments import open_store
 from .settings import Settings
 from .signals import unwatch, watch
 from .verbs import Verbs
@@ -71,7 +72,8 @@ class Lifecycle(Verbs):
         self.ioloop = ioloop
         self.changed = asyncio.Event()
         self.draining = False
-        self.packing = Packing(settings.codec, settings.contextvars)
+        self._store = open_store(settings.max_bytes)
+        self.packing = Packing(settings.codec, settings.contextvars, self._store)
         self.handlers = Handlers(self.name, self.changed, self.packing)
         self._roster = roster
         self.members: tuple[Member, ...] = ()
@@ -376,6 +378,8 @@ class Lifecycle(Verbs):
         self._results.put_nowait((END, None))
         self._feed.put('stopped', cause=self._refusal() if self.state == 'broken' else None, size=len(self.members))
         self._feed.end()
+        if self._store is not None:
+            self._store.close()
         self._closed.set()
         self.changed.set()
 

@@ -23,10 +23,12 @@ from .codec import Definition, Key, define, definitions, pack_error, unpack_erro
 from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
 from .kinds import Kind
+from .payload import Body
 from .process import start
 from .protocol import Parcel, PoolEnd
 from .relay import Relay, answer
 from .runner import as_coroutine
+from .segments import Sharing
 from .status import StatusPage
 from .window import Window
 from .worker import undecorated
@@ -63,7 +65,7 @@ class Link:
         '''Whether its process is gone, and was judged.'''
         self._pool = member.pool
         self._loop = self._pool.asyncio_loop
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[Body] = deque()
         self.asked: dict[int, Relay | asyncio.Task[Any]] = {}
         '''What the worker has asked and was not told yet.'''
         self._decode = self._pool.packing.unpack
@@ -84,6 +86,7 @@ class Link:
             results = Window(settings.result_window, settings.window_bytes)
             self.end = PoolEnd(self, self._receive, self.channel.wake, results, self.channel.wake_later)
             self.end.limit_bodies(settings.max_message_bytes)
+            self.end.memory = Sharing(self._loop, self.channel, self.end)
             self.channel.open(self.end)
             self.process = start(
                 blueprint.launch, self._loop, theirs, page_fd, on_started=self._on_started, on_exit=self._on_exit
@@ -92,7 +95,7 @@ class Link:
         self._timer = self._loop.call_later(settings.start_timeout, self._out_of_time)
         self.end.start(pickle.dumps(configuration), *blueprint.encoded)
 
-    def _receive(self, _kind: int, _ident: int, results: list[bytes]) -> None:
+    def _receive(self, _kind: int, _ident: int, results: list[Body]) -> None:
         self._inbox.extend(results)
 
     # What the link tells
@@ -189,14 +192,14 @@ class Link:
 
     # What the worker asks
 
-    def on_ask(self, ident: int, head: bytes, data: bytes) -> None:
+    def on_ask(self, ident: int, head: bytes, data: Body) -> None:
         answer(self._pool, self, ident, head, data)
 
     def on_abort(self, ident: int) -> None:
         if ident in self.asked:
             self.asked[ident].cancel()
 
-    def answer(self, ident: int, kind: Kind, body: bytes, needs: tuple[Definition, ...]) -> None:
+    def answer(self, ident: int, kind: Kind, body: Body, needs: tuple[Definition, ...]) -> None:
         '''Tell the worker what came of what it asked.'''
         del self.asked[ident]
         if not self.process.ended:
@@ -360,6 +363,7 @@ class Link:
         owed = sorted({**self.end.owed, **self.end.calls}.items())
         self.end.owed.clear()
         self.end.calls.clear()
+        self.end.let_go()
         return [(parcel, ident <= taken_up) for ident, parcel in owed]
 
     def error(self, *, started: bool | None = None) -> WorkerDied | WorkerStartError:

@@ -15,8 +15,9 @@ from contextvars import ContextVar
 from types import FunctionType, NoneType
 from typing import Any, Final, Protocol, TypeVar
 
-from .codec import Definition, Encoded, Reducers, decode, encode, encode_with, in_order
+from .codec import Definition, Encoded, Inline, Reducers, Store, decode, encode, encode_with, in_order
 from .functions import address_of, function_at
+from .payload import Body, cut, prefixed
 from .variables import adopt, values_of
 
 __all__ = ['Codec', 'Packing', 'unpack_request']
@@ -104,12 +105,19 @@ class Packing:
     :ivar variables: the context variables whose values are taken along.
     '''
 
-    def __init__(self, codec: Codec | None = None, variables: tuple[ContextVar[Any], ...] = ()) -> None:
+    def __init__(
+        self,
+        codec: Codec | None = None,
+        variables: tuple[ContextVar[Any], ...] = (),
+        store: Store | None = None,
+    ) -> None:
         self.codec = codec
         self.variables = variables
-        self.pickle: Callable[[Any], Encoded] = encode
-        self.pack: Callable[[Any], Encoded] = encode
-        self.unpack: Callable[[bytes], Any] = decode
+        self.pickle: Callable[[Any], Encoded] = encode if store is None else functools.partial(encode, store=store)
+        if codec is not None:
+            self.pickle = functools.partial(_pickle, codec, store)
+        self.pack = self.pickle
+        self.unpack: Callable[[Any], Any] = decode
         if codec is not None:
             self._use(codec)
         self.pack_task, self.unpack_task = self.pack, self.unpack
@@ -119,61 +127,66 @@ class Packing:
             self.pack_request = functools.partial(self._pack_with_values, self._pack_request)
             self.unpack_task = self._unpack_without_values
 
+    def pickle_inline(self, obj: Any) -> Inline:
+        '''As `pickle`, with all of it in the bytes.'''
+        return encode_with(self._reducers, obj) if self._reducers else encode(obj)
+
+    @property
+    def _reducers(self) -> Reducers:
+        return _NO_REDUCERS if self.codec is None else self.codec._reducers
+
     def _use(self, codec: Codec) -> None:
-        self.pack = self.pickle = functools.partial(_pickle, codec)
-        if type(codec).encode is not Codec.encode:
-            self.pack = functools.partial(_pack, codec)
-        if type(codec).decode is not Codec.decode:
-            self.unpack = codec.decode
+        if type(codec).encode is not Codec.encode or type(codec).decode is not Codec.decode:
+            self.pack, self.unpack = functools.partial(_pack, codec), codec.decode
 
     def _pack_request(self, request: Any) -> Encoded:
         mode, function, args, kwargs = request
         if not callable(function):
             raise TypeError(f'a function is needed to call, not {function!r}')
-        address, needs = address_of(function, _NO_REDUCERS if self.codec is None else self.codec._reducers)
+        address, needs = address_of(function, self._reducers)
         data, more = self.pickle((mode, address, args, kwargs))
         return data, in_order((*needs, *more)) if needs and more else needs or more
 
     def _pack_with_values(self, pack: Callable[[Any], Encoded], obj: Any) -> Encoded:
         data, needs = pack(obj)
         values, needs_of_values = self._pack_values()
-        return b''.join((_SIZE.pack(len(values)), values, data)), in_order((*needs_of_values, *needs))
+        return prefixed(_SIZE.pack(len(values)) + values, data), in_order((*needs_of_values, *needs))
 
-    def _pack_values(self) -> Encoded:
+    def _pack_values(self) -> Inline:
         values = values_of(self.variables)
         if not values:
             return b'', ()
         try:
-            return self.pickle(values)
+            return self.pickle_inline(values)
         except Exception as error:
             names = ', '.join(self.variables[place].name for place in values)
             error.add_note(f'while pickling the values of the context variables that travel along: {names}')
             raise
 
-    def _unpack_without_values(self, body: bytes) -> Any:
-        return self.unpack(body[_values_end(body) :])
+    def _unpack_without_values(self, body: Body) -> Any:
+        return self.unpack(_cut_values(body)[1])
 
-    def set_values(self, context: Runs, body: bytes) -> bytes:
+    def set_values(self, context: Runs, body: Body) -> Body:
         '''Set the values that travel ahead of a task or a call in its context; return the rest.'''
-        end = _values_end(body)
-        if end > _SIZE.size:
-            context.run(adopt, self.variables, decode(body[_SIZE.size : end]))
-        return body[end:]
+        values, rest = _cut_values(body)
+        if values:
+            context.run(adopt, self.variables, decode(values))
+        return rest
 
 
-def _values_end(body: bytes) -> int:
-    (size,) = _SIZE.unpack_from(body)
-    return _SIZE.size + int(size)
+def _cut_values(body: Body) -> tuple[bytes, Body]:
+    head, rest = cut(body, _SIZE.size)
+    return cut(rest, *_SIZE.unpack(head))
 
 
-def unpack_request(data: bytes) -> Any:
+def unpack_request(data: Body) -> Any:
     '''What is asked: what the call is for, the function, and its arguments.'''
     mode, function, args, kwargs = decode(data)
     return mode, function_at(function) if type(function) is tuple else function, args, kwargs
 
 
-def _pickle(codec: Codec, obj: Any) -> Encoded:
-    return encode_with(codec._reducers, obj)
+def _pickle(codec: Codec, store: Store | None, obj: Any) -> Encoded:
+    return encode_with(codec._reducers, obj, store)
 
 
 def _pack(codec: Codec, obj: Any) -> Encoded:

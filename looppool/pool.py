@@ -24,6 +24,7 @@ from .errors import Full, PoolBroken, PoolClosed
 from .lease import Leasing
 from .lifecycle import END
 from .packing import Codec, Packing
+from .payload import Body, for_several
 from .protocol import Parcel, Terms
 from .roster import Address, Slot, Waiter
 from .runner import caught
@@ -228,7 +229,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         :raises: as `put`.
         '''
         data, terms = self._pack(message, None)
-        size = len(data)
+        data, size = for_several(data), len(data)
         slots: list[Slot] = []
         try:
             # Workers may come and go while it waits.
@@ -265,7 +266,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             return data, self._make_terms(data, needs, number)
         return data, self._terms
 
-    def _make_terms(self, data: bytes, needs: tuple[Definition, ...], number: Address | None) -> Terms:
+    def _make_terms(self, data: Body, needs: tuple[Definition, ...], number: Address | None) -> Terms:
         if number is not None and number not in self._roster:
             raise ValueError(self._no_worker(number))
         check_encoded((data, needs), self._max_message_bytes)

@@ -15,7 +15,8 @@
    more than all else that the link does for it.
 8. A call is a task that is answered: VALUE or FAILED. While it is open, items may go both ways as it likes, against
    credit (MORE) of their receiver, up to an END.
-9. A worker may ask as well (ASK): for what the pool knows, or to hand a call on to another worker (RELAY), which takes
+9. What is large lies in shared memory; see `lending`.
+10. A worker may ask as well (ASK): for what the pool knows, or to hand a call on to another worker (RELAY), which takes
    no permit there, so that two who wait for each other's answers get them.
 '''
 
@@ -26,11 +27,16 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import MAX_BODY, RUN, Parser, cut_run, pack_header, pack_runs
+from .frames import LARGE, MAX_BODY, RUN, Parser, cut_run, pack_header, pack_runs
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
+from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
+from .payload import Body, cut, prefixed
 from .window import Window
 
-__all__ = ['HEAD_SIZE', 'Caller', 'Exchange', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'WorkerEnd', 'WorkerHandler']
+__all__ = [
+    'HEAD_SIZE', 'Caller', 'Exchange', 'Parcel', 'PoolEnd', 'PoolHandler', 'Terms', 'WorkerEnd',
+    'WorkerHandler',
+]  # fmt: skip
 
 
 # Plain ints pack faster than members of an IntEnum.
@@ -42,9 +48,8 @@ _ITEM: Final = int(Kind.ITEM)
 _VALUE: Final = int(Kind.VALUE)
 _DONE: Final = int(Kind.DONE)
 _CREDIT: Final = int(Kind.CREDIT)
-OWN_BODY: Final = 64 * 1024
-'''What the link's own frames may take in any case, in bytes: lists of ids, errors, runs of several messages.'''
-_MOST_IDS: Final = OWN_BODY // 8
+_MAY_BE_LARGE: Final = frozenset({_ITEM, _VALUE, int(Kind.ASK), int(Kind.ANSWER)})
+'''Of what is not handed on through `deliver`.'''
 _WRITE_SIZE: Final = 1 << 20
 '''What is written at once, in bytes, unless one message is larger. What waits to be written is in memory once.'''
 _BYTES: Final = struct.Struct('<Q')
@@ -68,14 +73,14 @@ class Terms(NamedTuple):
     '''Who waits for the answer, if it is a call.'''
 
 
-Parcel = tuple[bytes, Terms]
+Parcel = tuple[Body, Terms]
 '''A pickled task on its way. A plain tuple, as one is made for every message; most share their terms.'''
 
 
 class Exchange(Protocol):
     '''One side of a call's items, as the end of a link knows it.'''
 
-    def on_items(self, items: list[bytes]) -> None: ...
+    def on_items(self, items: list[Body]) -> None: ...
     def on_more(self, count: int, size: int) -> None: ...
     def on_end(self) -> None: ...
 
@@ -87,7 +92,7 @@ class Caller(Exchange, Protocol):
     '''Whether the answer is of no use any more.'''
 
     def on_sent(self, link: Any, ident: int) -> None: ...
-    def on_value(self, body: bytes) -> None: ...
+    def on_value(self, body: Body) -> None: ...
     def on_failure(self, body: bytes) -> None: ...
     def on_error(self, error: BaseException) -> None: ...
 
@@ -102,7 +107,7 @@ class PoolHandler(Protocol):
     def understand(self, body: bytes) -> BaseException: ...
     def on_failed(self, parcel: Parcel, error: BaseException) -> None: ...
     def on_call_failed(self, parcel: Parcel) -> None: ...
-    def on_ask(self, ident: int, head: bytes, data: bytes) -> None: ...
+    def on_ask(self, ident: int, head: bytes, data: Body) -> None: ...
     def on_abort(self, ident: int) -> None: ...
     def on_bye(self) -> None: ...
 
@@ -121,17 +126,18 @@ class WorkerHandler(Protocol):
     def on_told(self) -> None: ...
 
 
-Deliver = Callable[[int, int, list[bytes]], None]
+Deliver = Callable[[int, int, list[Any]], None]
 '''``deliver(kind, ident, messages)`` takes what came in a frame.'''
 
 
-class _End:
+class _End(Lending):
     '''What both ends have in common.'''
 
     _hot: frozenset[int]
     '''The kinds that are handed on through `deliver`.'''
 
     def __init__(self, deliver: Deliver, wake: Callable[[], None]) -> None:
+        super().__init__()
         self.max_body = self.max_own_body = MAX_BODY
         self._deliver = deliver
         self._wake = wake
@@ -142,16 +148,21 @@ class _End:
         self._run_kind = self._run_ident = 0
         self.known: set[Key] = set()
         '''The definitions that both sides have.'''
-        self._table: dict[int, Callable[[int, bytes], None]] = {}
+        self._table: dict[int, Callable[[int, Any], None]] = {}
         '''What takes a frame, by its kind.'''
-        self._legal: dict[int, Callable[[int, bytes], None]]
+        self._legal: dict[int, Callable[[int, Any], None]]
         '''Those that may come in the present state.'''
 
     def _enter(self, state: State) -> None:
         self.state = state
         legal = [int(kind) for kind, states in LEGAL.items() if state in states]
         self._handed_on = self._hot.intersection(legal)
-        self._legal = {kind: self._table[kind] for kind in legal if kind in self._table}
+        table = {
+            Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
+            Kind.MORE: self._on_more,
+            Kind.END: self._on_end,
+        } | self._table | self._of_memory
+        self._legal = {kind: table[kind] for kind in legal if kind in table}
 
     def limit_bodies(self, max_body: int) -> None:
         '''Set the cap on a message, for both directions, in bytes.'''
@@ -166,6 +177,8 @@ class _End:
                 self._deliver(kind, ident, [body])
             elif kind in self._legal:
                 self._legal[kind](ident, body)
+            elif kind & LARGE:
+                self._receive_large(kind ^ LARGE, ident, body)
             else:
                 self._receive_run(kind ^ RUN, ident, body)
         if self._parser.error:
@@ -179,10 +192,23 @@ class _End:
         else:
             raise ProtocolError(f'a frame of kind {kind ^ RUN} came in state {self.state.name}')
 
+    def _receive_large(self, kind: int, ident: int, body: bytes) -> None:
+        if kind not in self._handed_on and not (kind in self._legal and kind in _MAY_BE_LARGE):
+            raise ProtocolError(f'a frame of kind {kind | LARGE} came in state {self.state.name}')
+        payload = self._receive_payload(body)
+        if len(payload) > self.max_own_body:
+            raise ProtocolError(f'a message in shared memory has {len(payload):,} bytes, over the cap')
+        if kind in self._handed_on:
+            self._deliver(kind, ident, [payload])
+        else:
+            self._legal[kind](ident, payload)
+
     def data_to_send(self) -> bytes:
         '''The bytes to write next, which count as sent; none: that was all.'''
         self._end_run()
         self._send_owing()
+        if self.returned:
+            self._give_back()
         out, count = self._out, len(self._out)
         if sum(map(len, out)) > _WRITE_SIZE:
             count = 1 + sum(total < _WRITE_SIZE for total in accumulate(map(len, out)))
@@ -193,7 +219,7 @@ class _End:
     @property
     def urgent(self) -> bool:
         '''Whether there is something to send that somebody may be waiting for.'''
-        return bool(self._out or self._run)
+        return bool(self._out or self._run or self.returned)
 
     def _send_owing(self) -> None:
         '''Send what was held back to leave in one frame.'''
@@ -220,12 +246,21 @@ class _End:
             self._run.clear()
             self._run_kind = 0
 
+    def _send_body(self, kind: int, ident: int, body: Body) -> None:
+        if type(body) is bytes:
+            self._send(kind, ident, body)
+        else:
+            self._send_large(kind, ident, body)  # type: ignore[arg-type]
+
     # The items of a call
 
-    def send_item(self, ident: int, item: bytes, needs: tuple[Definition, ...]) -> None:
+    def send_item(self, ident: int, item: Body, needs: tuple[Definition, ...]) -> None:
         '''Send an item. The caller holds its permit.'''
         if needs:
             self._send_definitions(needs)
+        if type(item) is not bytes:
+            self._send_large(_ITEM, ident, item)  # type: ignore[arg-type]
+            return
         if self._run_kind != _ITEM or self._run_ident != ident:
             self._begin_run(_ITEM, ident)
         self._run.append(item)
@@ -246,7 +281,7 @@ class _End:
         '''Whose items those with this id are; None if it has just ended.'''
         raise NotImplementedError
 
-    def _on_items(self, ident: int, items: list[bytes]) -> None:
+    def _on_items(self, ident: int, items: list[Any]) -> None:
         exchange = self._exchange(ident)
         if exchange is not None:
             exchange.on_items(items)
@@ -313,9 +348,6 @@ class PoolEnd(_End):
             Kind.VALUE: self._on_value,
             Kind.ASK: self._on_ask,
             Kind.ABORT: lambda ident, _: handler.on_abort(ident),
-            Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
-            Kind.MORE: self._on_more,
-            Kind.END: self._on_end,
             Kind.BYE: self._on_bye,
         }
         self._enter(State.NEW)
@@ -335,25 +367,28 @@ class PoolEnd(_End):
         kind, book = (_TASK, self.owed) if terms.call is None else (_CALL, self.calls)
         self._last_id = ident = self._last_id + 1
         book[ident] = parcel
+        if type(data) is not bytes:
+            self._send_large(kind, ident, data, again=terms.retries > 0)  # type: ignore[arg-type]
+            return ident
         if self._run_kind != kind:
             self._begin_run(kind, ident)
         self._run.append(data)
         return ident
 
-    def relay(self, caller: Caller, data: bytes, needs: tuple[Definition, ...]) -> int:
+    def relay(self, caller: Caller, data: Body, needs: tuple[Definition, ...]) -> int:
         '''Hand on a call of another worker; return its id.'''
         self._send_definitions(needs)
         self._last_relay += 1
         ident = RELAYED | self._last_relay
         self.relays[ident] = caller
-        self._send(Kind.RELAY, ident, data)
+        self._send_body(_RELAY, ident, data)
         return ident
 
-    def answer(self, ident: int, kind: Kind, body: bytes, needs: tuple[Definition, ...]) -> None:
+    def answer(self, ident: int, kind: Kind, body: Body, needs: tuple[Definition, ...]) -> None:
         '''Tell the worker what came of what it asked: ANSWER or REFUSAL.'''
         self.asks.pop(ident, None)
         self._send_definitions(needs)
-        self._send(kind, ident, body)
+        self._send_body(kind, ident, body)
 
     def awaits(self, ident: int) -> bool:
         '''Whether a call has not been answered.'''
@@ -391,12 +426,9 @@ class PoolEnd(_End):
             return
         if ident:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
-        rest = len(body) % 8
-        if rest:
-            raise ProtocolError(f'a list of ids takes {len(body)} bytes, no multiple of 8')
         owed, before, size = self.owed, len(self.owed), 0
         try:
-            for ident in struct.unpack(f'<{len(body) // 8}Q', body):
+            for ident in unpacked_ids(body):
                 size += len(owed.pop(ident)[0])
         except KeyError as error:
             raise ProtocolError(f'task {error} was answered, but it is not owed') from None
@@ -411,12 +443,11 @@ class PoolEnd(_End):
             raise ProtocolError(f'call {ident} was said to go on, but it is not open')
         return found
 
-    def _on_ask(self, ident: int, body: bytes) -> None:
-        start = HEAD_SIZE
-        if len(body) < start or not ident & ASKED:
+    def _on_ask(self, ident: int, body: Body) -> None:
+        length, rest = cut(body, HEAD_SIZE)
+        if len(length) < HEAD_SIZE or not ident & ASKED:
             raise ProtocolError(f'what was asked ({ident}) has no head')
-        (length,) = _HEAD.unpack_from(body)
-        self._handler.on_ask(ident, body[start : start + length], body[start + length :])
+        self._handler.on_ask(ident, *cut(rest, *_HEAD.unpack(length)))
 
     def receive_data(self, data: bytes) -> None:
         try:
@@ -428,7 +459,7 @@ class PoolEnd(_End):
                 self._answered = self._answered_bytes = 0
                 self._handler.on_done(size, count)
 
-    def _on_value(self, ident: int, body: bytes) -> None:
+    def _on_value(self, ident: int, body: Body) -> None:
         parcel = self.calls.pop(ident, None)
         if parcel is not None:
             self._answered += 1
@@ -495,9 +526,6 @@ class WorkerEnd(_End):
             Kind.ABORT: lambda ident, body: handler.on_abort(ident),
             Kind.ANSWER: lambda ident, body: self._told(ident).on_value(body),
             Kind.REFUSAL: lambda ident, body: self._told(ident).on_failure(body),
-            Kind.ITEM: lambda ident, body: self._on_items(ident, [body]),
-            Kind.MORE: self._on_more,
-            Kind.END: self._on_end,
         }
         self._enter(State.NEW)
 
@@ -509,10 +537,13 @@ class WorkerEnd(_End):
         self._send_definitions(needs)
         self._send(Kind.START_FAILED, 0, body)
 
-    def send_result(self, body: bytes, needs: tuple[Definition, ...]) -> None:
+    def send_result(self, body: Body, needs: tuple[Definition, ...]) -> None:
         '''Send a result. The caller has taken its permit and checked its size.'''
         if needs:
             self._send_definitions(needs)
+        if type(body) is not bytes:
+            self._send_large(_RESULT, 0, body)  # type: ignore[arg-type]
+            return
         if self._run_kind != _RESULT:
             self._begin_run(_RESULT, 0)
         self._run.append(body)
@@ -528,19 +559,19 @@ class WorkerEnd(_End):
         self._send_definitions(needs)
         self._send(Kind.FAILED, ident, body)
 
-    def value(self, ident: int, body: bytes, needs: tuple[Definition, ...]) -> None:
+    def value(self, ident: int, body: Body, needs: tuple[Definition, ...]) -> None:
         '''A call has returned.'''
         if needs:
             self._send_definitions(needs)
-        self._send(_VALUE, ident, body)
+        self._send_body(_VALUE, ident, body)
 
-    def ask(self, caller: Caller, head: bytes, data: bytes, needs: tuple[Definition, ...]) -> int:
+    def ask(self, caller: Caller, head: bytes, data: Body, needs: tuple[Definition, ...]) -> int:
         '''Ask the pool for what `head` says, with `data`; return the id of the answer.'''
         self._send_definitions(needs)
         self._last_ask += 1
         ident = ASKED | self._last_ask
         self.asks[ident] = caller
-        self._send(Kind.ASK, ident, b''.join((_HEAD.pack(len(head)), head, data)))
+        self._send_body(Kind.ASK, ident, prefixed(_HEAD.pack(len(head)) + head, data))
         return ident
 
     def _told(self, ident: int) -> Caller:
@@ -563,11 +594,11 @@ class WorkerEnd(_End):
 
     @property
     def urgent(self) -> bool:
-        return bool(self._out or self._run or self._done)
+        return bool(self._out or self._run or self._done or self.returned)
 
     def _send_owing(self) -> None:
-        for start in range(0, len(self._done), _MOST_IDS):
-            ids = self._done[start : start + _MOST_IDS]
+        for start in range(0, len(self._done), MOST_IDS):
+            ids = self._done[start : start + MOST_IDS]
             if len(ids) == 1:
                 self._append(_DONE, ids[0], b'')
             else:

@@ -16,6 +16,7 @@ from .asking import Op
 from .codec import definitions, encode
 from .errors import ProtocolError
 from .kinds import Kind
+from .payload import Body
 from .protocol import Terms
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _Onward:
             link, ident = self._target
             getattr(link.end, verb)(ident, *args)
 
-    def on_items(self, items: list[bytes]) -> None:
+    def on_items(self, items: list[Body]) -> None:
         needs = definitions(self._source.end.known)
         for item in items:
             self._pass('send_item', item, needs)
@@ -69,7 +70,7 @@ class Relay:
 
     abandoned = False
 
-    def __init__(self, asker: 'Link', ident: int, data: bytes) -> None:
+    def __init__(self, asker: 'Link', ident: int, data: Body) -> None:
         self.data = data
         self.asker = asker
         self._ident = ident
@@ -102,7 +103,7 @@ class Relay:
         back.pass_to(self.asker, self._ident)
         self.on_items, self.on_more, self.on_end = back.on_items, back.on_more, back.on_end
 
-    def on_value(self, body: bytes) -> None:
+    def on_value(self, body: Body) -> None:
         assert self._link is not None
         self.asker.answer(self._ident, Kind.ANSWER, body, definitions(self._link.end.known))
 
@@ -114,7 +115,7 @@ class Relay:
         self.asker.fail(self._ident, error)
 
 
-def answer(pool: 'Pool[Any, Any]', link: 'Link', ident: int, head: bytes, data: bytes) -> None:
+def answer(pool: 'Pool[Any, Any]', link: 'Link', ident: int, head: bytes, data: Body) -> None:
     '''Do what the worker at the other end of `link` asks for.
 
     :raises ProtocolError: `head` is not what it has to be.
@@ -146,18 +147,18 @@ def _run(link: 'Link', ident: int, coroutine: Coroutine[Any, Any, Any]) -> None:
     task.add_done_callback(ended)
 
 
-async def _put(pool: 'Pool[Any, Any]', link: 'Link', address: int | str, data: bytes) -> None:
+async def _put(pool: 'Pool[Any, Any]', link: 'Link', address: int | str, data: Body) -> None:
     pool.check_running('put')
     pool.member(address)
     await pool._accept((data, Terms(definitions(link.end.known), address, retries=pool._retries_at(address))))
 
 
-async def _find(pool: 'Pool[Any, Any]', _link: 'Link', name: int | str, _data: bytes) -> None:
+async def _find(pool: 'Pool[Any, Any]', _link: 'Link', name: int | str, _data: Body) -> None:
     if name not in pool.named:
         raise ValueError(f'pool {pool.name!r} has no worker with the name {name!r}: wait_for_worker waits for one')
 
 
-async def _wait(pool: 'Pool[Any, Any]', _link: 'Link', name: str, _data: bytes) -> None:
+async def _wait(pool: 'Pool[Any, Any]', _link: 'Link', name: str, _data: Body) -> None:
     while name not in pool.named:
         if pool.state not in ('starting', 'running'):
             raise pool._refusal()

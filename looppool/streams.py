@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from .calls import Call, Link, Request
 from .errors import StreamClosed
 from .exchange import Exchange
+from .payload import Body
 
 if TYPE_CHECKING:
     from .verbs import Verbs
@@ -34,7 +35,7 @@ class _StreamCall(Call):
         super().on_sent(link, ident)
         self._exchange.attach(link.end, ident)
 
-    def on_value(self, body: bytes) -> None:
+    def on_value(self, body: Body) -> None:
         self.ended.set()
         super().on_value(body)
 

@@ -91,7 +91,7 @@ class Supervisor(Lifecycle):
 
     def _blueprint(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any], launch: Launch) -> Blueprint:
         packing = self.packing
-        encoded = packing.pickle((worker_class, options, packing.codec, packing.variables))
+        encoded = packing.pickle_inline((worker_class, options, packing.codec, packing.variables))
         check_encoded(encoded, self.settings.max_message_bytes)
         return Blueprint(launch, encoded, retries_of(worker_class, self.settings.retries))
 

@@ -12,6 +12,7 @@ from .errors import Full
 from .mapping import mapped
 from .objects import RemoteObject
 from .packing import Packing
+from .payload import Body
 from .streams import ItemStream, OpenStream
 from .worker import is_idempotent
 
@@ -50,7 +51,7 @@ class _Creation(Call):
         if self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None:
             self.keep(self.answer.result())
 
-    def on_late(self, body: bytes) -> None:
+    def on_late(self, body: Body) -> None:
         self.keep(decode(body))
 
 

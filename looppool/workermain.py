@@ -38,8 +38,10 @@ from .here import CurrentWorker, set_current_worker
 from .kinds import RELAYED, Kind
 from .modules import forget_modules
 from .packing import Packing
+from .payload import Body
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
+from .segments import Sharing, open_store
 from .status import TAKEN_UP, StatusPage
 from .watchdog import Watchdog
 from .window import Window
@@ -109,8 +111,8 @@ class WorkerMain:
         self.worker: Worker[Any, Any]
         self._page = page
         self._words = page.words
-        self._pending: deque[tuple[int, int, bytes]] = deque()
-        self._relayed: deque[tuple[int, int, bytes]] = deque()
+        self._pending: deque[tuple[int, int, Body]] = deque()
+        self._relayed: deque[tuple[int, int, Body]] = deque()
         '''Calls of other workers that are not taken up.'''
         self._last_relay = 0
         self._open: dict[int, Any] = {}
@@ -135,6 +137,7 @@ class WorkerMain:
         self._runner = Runner(self.loop, self._coroutine_ended)
         self._channel = Channel(link, self.loop, self._work, self._on_closed)
         self._end = WorkerEnd(self, self._receive, self._channel.wake)
+        self._end.memory = Sharing(self.loop, self._channel, self._end)
         self._callee = Callee(self.loop, self._end, self._words, self._leave_if_forked, self._forget)
         self._asking = Asking(self.loop, self._end)
         set_asking(self._asking)
@@ -174,7 +177,7 @@ class WorkerMain:
             if self._misconfigured is not None:
                 raise self._misconfigured
             worker_class, options, codec, variables = decode(body)
-            self._use(Packing(codec, variables))
+            self._use(Packing(codec, variables, open_store(self._configuration['result_bytes'])))
             self.worker = self._make_worker(worker_class, options)
             self._beat()
             outcome = self.worker._initialise(**self.worker._options)
@@ -232,7 +235,7 @@ class WorkerMain:
 
     # Tasks
 
-    def _receive(self, kind: int, first: int, tasks: list[bytes]) -> None:
+    def _receive(self, kind: int, first: int, tasks: list[Body]) -> None:
         line = self._relayed if kind == _RELAY else self._pending
         line.extend(zip(itertools.repeat(kind), itertools.count(first), tasks))
 
@@ -275,7 +278,7 @@ class WorkerMain:
             _current.set(0)
             self._callee.take_up(ident, body)
 
-    def _handle(self, ident: int, body: bytes) -> None:
+    def _handle(self, ident: int, body: Body) -> None:
         context = contextvars.copy_context()
         try:
             if self._set_values is not None:

@@ -15,7 +15,7 @@ html_show_sphinx = False
 nitpicky = True
 nitpick_ignore_regex = [
     ('py:.*', r'(?!looppool\.).*'),  # other projects' names are not looked up
-    ('py:class', r'looppool\.(worker|packing)\.(TaskT|ResultT|T|P|R)'),  # type variables
+    ('py:class', r'looppool\.(worker|packing|shared)\.(TaskT|ResultT|T|P|R)'),  # type variables
 ]
 default_role = 'code'
 autodoc_member_order = 'bysource'

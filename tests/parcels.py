@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from looppool.protocol import Terms
 
-__all__ = ['Named', 'parcel', 'run']
+__all__ = ['Named', 'Segment', 'parcel', 'run']
 
 
 class Named(NamedTuple):
@@ -28,6 +28,20 @@ class Named(NamedTuple):
 
     def having(self, **terms: Any) -> 'Named':
         return Named(self.data, self.terms._replace(**terms))
+
+
+class Segment:
+    '''A segment without memory.'''
+
+    def __init__(self, key: int, capacity: int = 4096, shared: bool = False, wanted: bool = True) -> None:
+        self.key = key
+        self.capacity = capacity
+        self.shared = shared
+        self.wanted = wanted
+        self.ends: set[Any] = set()
+
+    def view(self, offset: int, size: int, keep: object) -> memoryview:
+        return memoryview(bytearray(size))
 
 
 def parcel(data: bytes, **terms: Any) -> Named:

@@ -19,16 +19,17 @@ MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__i
 
 LAYERS = {
     0: (
-        'errors', 'window', 'kinds', 'frames', 'variables', 'codec', 'functions', 'packing', 'protocol', 'budget',
-        'roster',
+        'errors', 'window', 'kinds', 'frames', 'variables', 'payload', 'codec', 'functions', 'packing', 'lending',
+        'protocol', 'budget', 'roster',
     ),
     1: (
-        'status', 'channel', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange', 'callee',
-        'here', 'modules', 'worker', 'asking', 'workermain',
+        'status', 'channel', 'segments', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange',
+        'callee', 'here', 'modules', 'worker', 'asking', 'workermain',
     ),
     2: (
         'settings', 'statistics', 'events', 'mapping', 'objects', 'calls', 'streams', 'verbs', 'handlers', 'relay',
         'link', 'member', 'lifecycle', 'supervisor', 'elastic', 'lease', 'peer', 'pool',
+        'shared',
     ),
 }
 '''Every other module is optional: layer 3.'''

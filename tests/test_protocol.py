@@ -7,17 +7,21 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parcels import parcel, run
+from parcels import Segment, parcel, run
 
 from looppool.codec import Definition, Key
 from looppool.errors import ProtocolError
 from looppool.frames import RUN, Frame, Parser, pack_header
 from looppool.kinds import ASKED, Kind, State
 from looppool.kinds import LEGAL as TABLE
-from looppool.protocol import OWN_BODY, PoolEnd, WorkerEnd
+from looppool.lending import OWN_BODY
+from looppool.payload import Payload
+from looppool.protocol import PoolEnd, WorkerEnd
 from looppool.window import Window
 
-BOTH_WAYS = {Kind.DEFINE, Kind.ITEM, Kind.MORE, Kind.END, Kind.ABORT}
+BOTH_WAYS = {
+    Kind.DEFINE, Kind.ITEM, Kind.MORE, Kind.END, Kind.ABORT, Kind.SEGMENT, Kind.FORGET, Kind.GIVE_BACK
+}  # fmt: skip
 TO_WORKER = BOTH_WAYS | {
     Kind.CONFIGURE, Kind.START, Kind.TASK, Kind.CALL, Kind.RELAY, Kind.ANSWER, Kind.REFUSAL, Kind.CREDIT,
     Kind.PILL, Kind.CANCEL,
@@ -51,6 +55,9 @@ LEGAL = {
     Kind.DONE: {READY, STOPPING},
     Kind.FAILED: {READY, STOPPING},
     Kind.BYE: {STOPPING},
+    Kind.SEGMENT: {STARTING, READY, STOPPING, ENDED},
+    Kind.FORGET: {STARTING, READY, STOPPING, ENDED},
+    Kind.GIVE_BACK: {STARTING, READY, STOPPING, ENDED},
 }
 '''What may be received in which state, said once more, so that nobody changes it unawares.'''
 NO_CREDIT = struct.pack('<Q', 0)
@@ -84,6 +91,15 @@ class Recorder:
     def on_early(self, ident: int) -> 'Recorder':
         return self
 
+    def attach(self, key: int, capacity: int, *, shared: bool) -> Segment:
+        return Segment(key, capacity, shared)
+
+    def hold(self, use: int) -> object:
+        return None
+
+    def say(self, segment: Any) -> None:
+        pass
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('on_'):
             raise AttributeError(name)
@@ -98,6 +114,7 @@ def pool_end(state: State = State.READY) -> tuple[PoolEnd, Recorder]:
     recorder = Recorder()
     end = PoolEnd(recorder, recorder.deliver, recorder.wake, Window(4, 100))
     end.asks[ASKED | 9] = recorder
+    lend(end, recorder)
     if state >= State.STARTING:
         end.start(b'configuration', b'worker', ())
     if state >= State.READY:
@@ -118,6 +135,7 @@ def worker_end(state: State = State.READY) -> tuple[WorkerEnd, Recorder]:
     recorder = Recorder()
     end = WorkerEnd(recorder, recorder.deliver, recorder.wake)
     end.asks[ASKED | 9] = recorder
+    lend(end, recorder)
     if state >= State.STARTING:
         end.receive_data(frame(Kind.CONFIGURE))
         end.results = Window(4, 100)
@@ -133,6 +151,15 @@ def worker_end(state: State = State.READY) -> tuple[WorkerEnd, Recorder]:
     return end, recorder
 
 
+def lend(end: PoolEnd | WorkerEnd, recorder: Recorder) -> None:
+    '''Each side has a segment of the other's, and payload 9 is lent.'''
+    segment = Segment(9)
+    end.memory = recorder
+    end._segments[9] = segment
+    end._said[9] = 1
+    end.lent[9] = Payload(b'', [(segment, 0, 100)], None, spilled=False)
+
+
 def frame(kind: int, ident: int = 0, body: bytes = b'') -> bytes:
     return pack_header(len(body), kind, ident) + body
 
@@ -142,7 +169,11 @@ def well_formed(kind: Kind) -> bytes:
         return frame(kind, 0, NO_CREDIT)
     if kind == Kind.MORE:
         return frame(kind, ASKED | 9, struct.pack('<IQ', 0, 0))
-    ident = {Kind.FAILED: 1, Kind.DONE: 1, Kind.VALUE: 2}.get(kind, ASKED | 9)
+    if kind == Kind.SEGMENT:
+        return frame(kind, 1, struct.pack('<Q?', 4096, False))
+    if kind == Kind.GIVE_BACK:
+        return frame(kind, 0, ids(9))
+    ident = {Kind.FAILED: 1, Kind.DONE: 1, Kind.VALUE: 2, Kind.FORGET: 9}.get(kind, ASKED | 9)
     return frame(kind, ident, bytes(4) if kind == Kind.ASK else b'')
 
 
@@ -176,7 +207,8 @@ def test_a_frame_is_handled_where_the_table_allows_it(make: Any, its_kinds: Any,
         end.receive_data(well_formed(kind))
         # An answer is told to the pool and to the caller.
         two = kind in (Kind.VALUE, Kind.ANSWER, Kind.REFUSAL)
-        assert len(recorder.calls) + len(recorder.inbox) == 1 + two
+        of_memory = kind in (Kind.SEGMENT, Kind.FORGET, Kind.GIVE_BACK)
+        assert len(recorder.calls) + len(recorder.inbox) == 1 + two - of_memory
     else:
         with pytest.raises(ProtocolError, match=f'kind {kind:d} .*{state.name}'):
             end.receive_data(well_formed(kind))

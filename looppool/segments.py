@@ -1,0 +1,467 @@
+'''Shared memory in which large messages travel: where it comes from, and who may use it when.
+
+1. A segment is an anonymous file in memory. All of it exists before anybody writes there: where memory is full, it is
+   not created, and the message stays on the link. It is sealed, so that nobody can take its pages away.
+2. A sender's `SegmentStore` cuts segments into blocks of few sizes and keeps those that are free, mapped and touched. A
+   block is free again when nothing here keeps it: no message that may have to be sent again, no receiver that uses it.
+3. A receiver maps a segment once. Its objects lie there; when the last one is collected, the block is given back.
+4. What lies in a `SharedSegment` is found by the address of its buffer, and sent by reference. It ends with the last
+   process that uses it.
+5. A forked child has none of it: the parent's segments are not its own to give back.
+'''
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import mmap
+import os
+import pickle
+import time
+import weakref
+from collections import deque
+from threading import get_ident
+from typing import Any, Final
+
+from .channel import Channel
+from .codec import Buffers
+from .errors import ProtocolError
+from .payload import LEAST, Payload, Piece
+
+__all__ = ['SegmentStore', 'SharedSegment', 'Sharing', 'aligned', 'open_store', 'shared_piece']
+
+_POSSIBLE: Final = hasattr(os, 'memfd_create')
+_SLAB: Final = 4 << 20
+'''Bytes of a segment that is cut into several blocks.'''
+_LARGEST_CUT: Final = 1 << 20
+'''Larger blocks have a segment of their own.'''
+_ALIGNED: Final = 64
+_AGE: Final = 5.0
+'''For how long a free segment is kept, in seconds, at least; at most twice as long.'''
+
+
+class _Segment:
+    '''Shared memory, mapped when it is first looked at.'''
+
+    shared = False
+    wanted = False
+    fd = -1
+
+    def __init__(self, key: int, capacity: int, fd: int) -> None:
+        self.key = key
+        self.capacity = capacity
+        self.fd = fd
+        self.ends: weakref.WeakSet[Any] = weakref.WeakSet()
+        _alive.add(self)
+
+    @functools.cached_property
+    def mapping(self) -> mmap.mmap:
+        return mmap.mmap(self.fd, self.capacity)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def _forget(self) -> None:
+        '''In a forked child: let go of it, unless somebody has a view of it there.'''
+        os.close(self.fd)
+        self.fd = -1
+        if 'mapping' in vars(self):
+            with contextlib.suppress(BufferError):
+                self.mapping.close()
+
+
+class _ReceivedSegment(_Segment):
+    '''One that another process's store has cut into blocks.'''
+
+    def view(self, offset: int, size: int, keep: object) -> memoryview:
+        '''A part of it; whatever is made of the view keeps `keep`.'''
+        exporter = _exporter(self.capacity).from_buffer(self.mapping)
+        exporter.keep = keep
+        return memoryview(exporter).cast('B')[offset : offset + size]
+
+
+class _OwnSegment(_Segment):
+    '''One that a store here has cut into blocks of one size.'''
+
+    wanted = True
+
+    def __init__(self, capacity: int, block: int) -> None:
+        super().__init__(*_create(capacity))
+        self.block = block
+        self.free = list(range(capacity - block, -1, -block))
+        # Touched now, where it may fail and need not be waited for page by page.
+        self.mapping = mmap.mmap(self.fd, capacity, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0))
+
+    @property
+    def idle(self) -> bool:
+        return len(self.free) * self.block == self.capacity
+
+    def view(self, offset: int, size: int, _keep: object) -> memoryview:
+        '''What was sent, copied: the block will be written again.'''
+        return memoryview(bytearray(memoryview(self.mapping)[offset : offset + size]))
+
+
+class SharedSegment(_Segment):
+    '''One whose users write where and when they like, in all processes that have it.'''
+
+    shared = True
+
+    def __init__(self, key: int, capacity: int, fd: int) -> None:
+        super().__init__(key, capacity, fd)
+        self._exporter: weakref.ref[Any] | None = None
+        _shared[key] = self
+
+    @classmethod
+    def create(cls, size: int) -> 'SharedSegment':
+        '''A new one, of at least so many bytes.
+
+        :raises OSError: there is no memory, or no descriptor; or the system has no such memory.
+        '''
+        if not _POSSIBLE:
+            raise OSError(errno.ENOTSUP, 'shared memory needs a system with memfd_create, such as Linux')
+        return cls(*_create(_pages(size)))
+
+    @property
+    def wanted(self) -> bool:  # type: ignore[override]
+        return self._exporter is not None and self._exporter() is not None
+
+    def view(self, offset: int, size: int, _keep: object) -> memoryview:
+        '''A part of it; whatever is made of the view keeps the segment.'''
+        exporter = None if self._exporter is None else self._exporter()
+        if exporter is None:
+            exporter = _exporter(self.capacity).from_buffer(self.mapping)
+            exporter.keep = self
+            address = ctypes.addressof(exporter)
+            _ranges[address] = address + self.capacity, weakref.ref(self)
+            self._exporter = weakref.ref(exporter, functools.partial(_let_go, address))
+        return memoryview(exporter).cast('B')[offset : offset + size]
+
+
+def _let_go(address: int, _exporter: object) -> None:
+    '''Nobody here uses a shared segment any more: in whatever thread, tell the ends that have said it.'''
+    _, found = _ranges.pop(address, (0, None))
+    segment = found() if found else None
+    if segment is not None:
+        for end in list(segment.ends):
+            end.memory.call_soon(end.forget, segment)
+
+
+@functools.lru_cache(64)
+def _exporter(capacity: int) -> Any:
+    '''A class whose objects are what memory views keep, and can keep something themselves.'''
+    return ctypes.c_ubyte * capacity
+
+
+def _create(capacity: int) -> tuple[int, int, int]:
+    fd = os.memfd_create('looppool', os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, capacity)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return int.from_bytes(os.urandom(8)), capacity, fd
+
+
+def _pages(size: int) -> int:
+    return max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE
+
+
+_alive: Final[weakref.WeakSet[_Segment]] = weakref.WeakSet()
+_shared: Final[weakref.WeakValueDictionary[int, SharedSegment]] = weakref.WeakValueDictionary()
+'''Those of this process, by key.'''
+_ranges: Final[dict[int, tuple[int, weakref.ref[SharedSegment]]]] = {}
+'''Where those are that somebody here uses: from which address on, to which.'''
+
+
+class _PyBuffer(ctypes.Structure):
+    '''``Py_buffer``, part of Python's stable ABI.'''
+
+    _fields_ = (
+        ('buf', ctypes.c_void_p), ('obj', ctypes.py_object), ('len', ctypes.c_ssize_t), ('itemsize', ctypes.c_ssize_t),
+        ('readonly', ctypes.c_int), ('ndim', ctypes.c_int), ('format', ctypes.c_void_p), ('shape', ctypes.c_void_p),
+        ('strides', ctypes.c_void_p), ('suboffsets', ctypes.c_void_p), ('internal', ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def _address(raw: memoryview) -> int:
+    '''Where a buffer is, which ctypes itself tells of writable ones only.'''
+    buffer = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(raw), ctypes.byref(buffer), 0)
+    try:
+        return buffer.buf or 0
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+
+
+def shared_piece(raw: memoryview) -> Piece | None:
+    '''Where a buffer lies in a shared segment; None if it does not.'''
+    if not _ranges:
+        return None
+    address = _address(raw)
+    for start, (end, found) in list(_ranges.items()):
+        segment = found() if start <= address < end else None
+        if segment is not None:
+            return segment, address - start, raw.nbytes
+    return None
+
+
+# The sender
+
+_NOTHING: Final = memoryview(b'')
+
+
+class _Block:
+    '''Keeps a part of a segment from being used again.'''
+
+    __slots__ = ('_store', 'offset', 'segment')
+
+    def __init__(self, segment: _OwnSegment, offset: int, store: 'SegmentStore') -> None:
+        self.segment = segment
+        self.offset = offset
+        self._store = store
+
+    def fill(self, buffers: Buffers) -> Buffers:
+        '''Copy what is not shared; return where all of it lies now.'''
+        start, placed = self.offset, Buffers()
+        for raw, piece in buffers:
+            if piece is None:
+                size = raw.nbytes
+                self.segment.mapping[start : start + size] = raw
+                placed.append((_NOTHING, (self.segment, start, size)))
+                start += aligned(size)
+            else:
+                placed.append((raw, piece))
+        return placed
+
+    def __del__(self) -> None:
+        self._store.take_back(self.segment, self.offset)
+
+
+class SegmentStore:
+    '''The segments in which one pool, or one worker, sends. All methods belong to the loop's thread.
+
+    :param limit: how many bytes of free segments are kept, if there are several.
+    '''
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: dict[int, list[_OwnSegment]] = {}
+        '''Those with free blocks, by the size of these.'''
+        self._idle: dict[_OwnSegment, float] = {}
+        '''Those that are free as a whole, and since when.'''
+        self._returned: deque[tuple[_OwnSegment, int]] = deque()
+        self._closed = False
+        self._all: set[_OwnSegment] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, buffers: Buffers, buffer: pickle.PickleBuffer) -> bool:
+        '''Add a buffer to those that travel apart from the pickle. Whether it is not worth it: it stays there.'''
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True
+        piece = shared_piece(raw)
+        if raw.nbytes < LEAST and piece is None:
+            return True
+        buffers.append((raw, piece))
+        return False
+
+    def put(self, pickled: bytes, buffers: Buffers) -> Payload | None:
+        '''What to send instead of the pickle and its buffers. None if there is no memory.'''
+        spilled = len(pickled) >= LEAST
+        if spilled:
+            buffers.insert(0, (memoryview(pickled), None))
+        size = sum(aligned(raw.nbytes) for raw, piece in buffers if piece is None)
+        block = None
+        if size:
+            block = self._allocate(size)
+            if block is None:
+                return None
+            buffers = block.fill(buffers)
+        pieces = [piece for _, piece in buffers if piece is not None]
+        # The piece of what is shared does not keep it: its buffer does.
+        return Payload(b'' if spilled else pickled, pieces, (block, buffers), spilled=spilled)
+
+    def close(self) -> None:
+        '''Keep no free memory; what is under way still ends well.'''
+        self._closed = True
+        for segment in list(self._all):
+            self._retire(segment)
+        self._returned.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def take_back(self, segment: _OwnSegment, offset: int) -> None:
+        '''A block is free. Called by any thread, at any time.'''
+        if not self._closed:
+            self._returned.append((segment, offset))
+
+    def _allocate(self, size: int) -> _Block | None:
+        self._take_in()
+        block = _size_class(size)
+        segments = self._open.setdefault(block, [])
+        if not segments:
+            try:
+                capacity = _SLAB - _SLAB % block if block <= _LARGEST_CUT else block
+                segments.append(_OwnSegment(capacity, block))
+            except OSError:
+                return None
+            self._all.add(segments[0])
+        self._see_to_age()
+        segment = segments[-1]
+        self._idle.pop(segment, None)
+        offset = segment.free.pop()
+        if not segment.free:
+            segments.pop()
+        return _Block(segment, offset, self)
+
+    def _take_in(self) -> None:
+        '''See to the blocks that were returned, by whatever thread.'''
+        while self._returned:
+            segment, offset = self._returned.popleft()
+            if not segment.free:
+                self._open.setdefault(segment.block, []).append(segment)
+            segment.free.append(offset)
+            if segment.idle:
+                self._idle[segment] = time.monotonic()
+        free = sum(segment.capacity for segment in self._idle)
+        for segment in list(self._idle):
+            if free <= self._limit or len(self._idle) == 1:
+                break
+            free -= segment.capacity
+            self._retire(segment)
+
+    def _retire(self, segment: _OwnSegment) -> None:
+        self._all.discard(segment)
+        self._idle.pop(segment, None)
+        if segment.free:
+            self._open[segment.block].remove(segment)
+        segment.wanted = False
+        for end in list(segment.ends):
+            end.forget(segment)
+
+    def _see_to_age(self) -> None:
+        if self._timer is None and self._all and not self._closed:
+            with contextlib.suppress(RuntimeError):
+                self._timer = asyncio.get_running_loop().call_later(_AGE, self._on_age)
+
+    def _on_age(self) -> None:
+        self._timer = None
+        self._take_in()
+        for segment, since in list(self._idle.items()):
+            if time.monotonic() - since >= _AGE:
+                self._retire(segment)
+        self._see_to_age()
+
+
+def open_store(limit: int) -> SegmentStore | None:
+    '''A store; None where the system does not have what it takes: all messages stay on the link.'''
+    return SegmentStore(limit) if _POSSIBLE else None
+
+
+def aligned(size: int) -> int:
+    '''So many bytes, or some more, so that what follows lies as processors like it.'''
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _size_class(size: int) -> int:
+    '''The size of a block for so many bytes: a power of two, or one and a half of one.'''
+    power = max(LEAST, 1 << (size - 1).bit_length())
+    return power * 3 // 4 if size <= power * 3 // 4 and power > LEAST else power
+
+
+# The link
+
+
+class _Hold:
+    '''Gives a payload back when it is collected.'''
+
+    __slots__ = ('_sharing', '_use')
+
+    def __init__(self, sharing: 'Sharing', use: int) -> None:
+        self._sharing = sharing
+        self._use = use
+
+    def __del__(self) -> None:
+        self._sharing.give_back(self._use)
+
+
+class Sharing:
+    '''The memory of one link: the `protocol.Memory` of its end.
+
+    :param end: the end of the link.
+    '''
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel, end: Any) -> None:
+        self._loop = loop
+        self._thread = get_ident()
+        self._channel = weakref.ref(channel)
+        self._end = weakref.ref(end)
+        self._disowned = False
+        _sharings.add(self)
+
+    def say(self, segment: Any) -> None:
+        '''Send the segment's descriptor ahead of what is sent next.'''
+        channel = self._channel()
+        assert channel is not None
+        channel.send_descriptor(segment)
+
+    def attach(self, key: int, capacity: int, *, shared: bool) -> Any:
+        '''The segment whose descriptor has come.'''
+        channel = self._channel()
+        assert channel is not None
+        fd = channel.take_descriptor()
+        if os.fstat(fd).st_size < capacity:
+            os.close(fd)
+            raise ProtocolError(f'a segment of {capacity:,} bytes is smaller than that')
+        found = _shared.get(key) if shared else None
+        if found is not None:
+            os.close(fd)
+            return found
+        return (SharedSegment if shared else _ReceivedSegment)(key, capacity, fd)
+
+    def hold(self, use: int) -> object:
+        '''What gives back the payload with that number when it is collected, wherever.'''
+        return _Hold(self, use)
+
+    def give_back(self, use: int) -> None:
+        '''Called by any thread, at any time.'''
+        channel, end = self._channel(), self._end()
+        if channel is not None and end is not None and channel.is_open and not self._disowned:
+            end.returned.append(use)
+            if get_ident() == self._thread:
+                channel.wake()
+            else:
+                self.call_soon(channel.wake_later)
+
+    def call_soon(self, callback: Any, *args: Any) -> None:
+        '''Have the loop call back, whatever thread this is. Without a loop there is nobody to tell.'''
+        with contextlib.suppress(RuntimeError):
+            if get_ident() == self._thread:
+                self._loop.call_soon(callback, *args)
+            else:
+                self._loop.call_soon_threadsafe(callback, *args)
+
+    def disown(self) -> None:
+        '''In a forked child: what is collected here is the parent's to give back.'''
+        self._disowned = True
+
+
+_sharings: Final[weakref.WeakSet[Sharing]] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for sharing in list(_sharings):
+        sharing.disown()
+    for segment in list(_alive):
+        segment._forget()
+    _shared.clear()
+    _ranges.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
