@@ -203,12 +203,12 @@ def calls_tasks(function: Function) -> Function:
     return function
 
 
-def interruptible(words: Words, calls_tasks: CodeType) -> None:
+def interruptible(words: Words, *calls_tasks: CodeType) -> None:
     '''Let the parent interrupt what runs here: for the main thread of a worker.
 
-    :param calls_tasks: the code that calls the handler of messages.
+    :param calls_tasks: the code that calls the handler of messages, and what else calls the code of tasks.
     '''
-    _CALLS_TASKS.add(calls_tasks)
+    _CALLS_TASKS.update(calls_tasks)
 
     def interrupt(_signum: int, frame: FrameType | None) -> None:
         wanted = words[INTERRUPT]
@@ -223,10 +223,10 @@ def interruptible(words: Words, calls_tasks: CodeType) -> None:
 def _is_users(frame: FrameType | None) -> bool:
     '''Whether the code that runs is a task's, and may be interrupted where it is.
 
-    looppool and asyncio may not, nor what they call for themselves: their books must stay right. The parent tries again
-    soon.
+    looppool and the loop may not, nor what they call for themselves: their books must stay right. The parent tries
+    again soon.
     '''
-    if frame is None or _package(frame) in ('asyncio', 'selectors'):
+    if frame is None or _package(frame) in _OF_LOOPS:
         return False
     if _package(frame) == 'looppool':
         return frame.f_code in _HARMLESS
@@ -242,6 +242,8 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get('__name__', '')).partition('.')[0]
 
 
+_OF_LOOPS: Final = ('asyncio', 'selectors', 'uvloop')
+'''Where loops are at work. What of uvloop is written in C has no frames.'''
 _CALLS_TASKS: Final = {_Watched.run.__code__, Callee._answer_later.__code__, Callee._produce.__code__, *STEPS}
 '''What of looppool calls the code of tasks.'''
 _HARMLESS: Final = {_Watched.run.__code__}

@@ -11,6 +11,7 @@
 '''
 
 import asyncio
+import contextlib
 import contextvars
 import errno
 import os
@@ -284,7 +285,9 @@ class Channel:
         '''In a forked child: close the descriptor, but leave the loop alone, which shares its epoll with the parent.'''
         self._open = False
         self._drop_descriptors()
-        self._sock.close()
+        # Not by `close`, which does nothing while uvloop watches the socket.
+        with contextlib.suppress(OSError):
+            os.close(self._sock.detach())
 
 
 _open_channels: weakref.WeakSet[Channel] = weakref.WeakSet()

@@ -91,11 +91,12 @@ def main(options: dict[str, Any]) -> NoReturn:
     '''Serve until the parent is gone.'''
     child.ignore_stop_signals()
     control = socket.socket(fileno=options['control'])
-    _import(['looppool.workermain', *options['preload']], options['parent'])
+    loop = ['uvloop'] if options['uvloop'] else []
+    _import(['looppool.workermain', *options['preload'], *loop], options['parent'])
     child.prepare_fork()
     gc.collect()
     gc.freeze()
-    server = _Server(control, options['parent'])
+    server = _Server(control, options['parent'], options['uvloop'])
     try:
         server.serve()
     except BaseException:
@@ -126,9 +127,10 @@ def _watch_parent(parent: int, imported: threading.Event) -> None:
 
 
 class _Server:
-    def __init__(self, control: socket.socket, parent: int) -> None:
+    def __init__(self, control: socket.socket, parent: int, uvloop: bool) -> None:
         self._control = control
         self._parent = parent
+        self._uvloop = uvloop
         self._reports: dict[int, int] = {}
         '''The report descriptor of each child, by pid.'''
         self._wake, wakeup = socket.socketpair()
@@ -177,7 +179,7 @@ class _Server:
         for sock in (self._control, self._wake, self._wakeup):
             sock.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _worker_main()(link, page, stderr, server)
+        _worker_main()(link, page, stderr, server, self._uvloop)
 
     def _reap(self) -> None:
         while True:
@@ -200,7 +202,7 @@ class _Server:
             pass  # The pool is gone and does not care any more.
 
 
-def _worker_main() -> Callable[[int, int, int, int], NoReturn]:
+def _worker_main() -> Callable[[int, int, int, int, bool], NoReturn]:
     from .workermain import main
 
     return main

@@ -89,9 +89,11 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     :param preload: names of modules that the fork server imports before it forks (forkserver only); looppool and the
         module of `worker_class` are imported there anyway.
     :param executable: the Python interpreter to run (spawn only).
+    :param uvloop: whether the workers' loops are uvloop's, which is to be installed; that of the pool may be any.
     :raises ValueError: an argument is out of range; the text names it.
     :raises TypeError: `worker_class` is no subclass of `Worker`, `ioloop` no Tornado loop, `codec` no `Codec`, or
         `contextvars` no list of context variables.
+    :raises ImportError: `uvloop` is wanted, and not installed.
     '''
 
     process_message: Callable[[ResultT, Callable[[], None]], Any]
@@ -148,6 +150,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         path: Sequence[str | os.PathLike[str]] = (),
         preload: Sequence[str] = (),
         executable: str | None = None,
+        uvloop: bool = False,
     ) -> None:
         least, most = checked_sizes(pool_size, min_size, max_size)
         settings = Settings(
@@ -178,7 +181,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             cancel_grace=cancel_grace,
             codec=codec,
             contextvars=checked_variables(contextvars),
-            launch=make_launch(worker_class, context, env, cwd, path, preload, executable),
+            launch=make_launch(worker_class, context, env, cwd, path, preload, executable, uvloop),
         )
         super().__init__(settings, distribution, checked_options(options), ioloop)
         if not hasattr(self, 'process_message'):

@@ -57,6 +57,7 @@ class Launch:
     :param path: folders to put in front of their ``sys.path``.
     :param preload: modules for the fork server to import before it forks.
     :param executable: the Python interpreter to start (``spawn`` only); it must be able to import looppool.
+    :param uvloop: whether their loops are uvloop's.
     '''
 
     context: str
@@ -65,6 +66,7 @@ class Launch:
     path: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     executable: str | None = None
+    uvloop: bool = False
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
@@ -231,12 +233,12 @@ def _start_fork(launch: Launch, process: Process, fds: Descriptors) -> None:
         if not pid:
             child.forget_exit_handlers()
             asyncio._set_running_loop(None)
-            main(*fds, parent)
+            main(*fds, parent, launch.uvloop)
     _watch(process, pid, lambda: _reap(pid))
 
 
 def _start_spawn(launch: Launch, process: Process, fds: Descriptors) -> None:
-    options = [*fds, os.getpid()]
+    options = [*fds, os.getpid(), launch.uvloop]
     if launch.executable is None:
         setup, arguments = 'sys.path[:] = json.loads(sys.argv[2])', [json.dumps(launch.sys_path())]
     else:
@@ -385,7 +387,7 @@ def _fork_server(launch: Launch) -> ForkServer:
             server.close()
             server = None
         if server is None:
-            options = {'sys_path': launch.sys_path(), 'preload': launch.preload}
+            options = {'sys_path': launch.sys_path(), 'preload': launch.preload, 'uvloop': launch.uvloop}
             server = _servers[launch] = ForkServer(options, launch.environ(), launch.cwd)
         return server
 

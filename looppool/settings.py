@@ -206,6 +206,7 @@ def make_launch(
     path: Sequence[str | os.PathLike[str]],
     preload: Sequence[str],
     executable: str | None,
+    uvloop: bool = False,
 ) -> Launch:
     '''How to start workers of `worker_class`, whose module a fork server imports.'''
     for name, value, kind in (('cwd', cwd, (str, os.PathLike)), ('executable', executable, str)):
@@ -213,6 +214,7 @@ def make_launch(
             raise TypeError(f'{name} has to be a path or None, not {value!r}')
     _check_items('path', path, (str, os.PathLike))
     _check_items('preload', preload, str)
+    _check_uvloop(uvloop, executable)
     context = context or ('spawn' if executable else default_context())
     modules = tuple(preload)
     if context == 'forkserver' and getattr(worker_class, '__module__', '__main__') != '__main__':
@@ -224,7 +226,19 @@ def make_launch(
         path=tuple(os.path.abspath(folder) for folder in path),
         preload=modules,
         executable=executable,
+        uvloop=uvloop,
     )
+
+
+def _check_uvloop(wanted: object, executable: str | None) -> None:
+    if not isinstance(wanted, bool):
+        raise TypeError(f'uvloop has to be True or False, not {wanted!r}')
+    # Another interpreter has packages of its own.
+    if wanted and executable is None:
+        try:
+            import uvloop  # noqa: F401
+        except ImportError as error:
+            raise ImportError("the package uvloop is missing: pip install 'looppool[uvloop]'") from error
 
 
 def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

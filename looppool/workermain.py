@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import deque
 from threading import get_ident
+from types import CodeType
 from typing import Any, Final, NoReturn
 
 from tornado.ioloop import IOLoop
@@ -62,14 +63,19 @@ _CALL: Final = int(Kind.CALL)
 _RELAY: Final = int(Kind.RELAY)
 
 
-def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
-    '''Be a worker process until the pill, and end it. The first three are descriptors, `parent` is a pid.'''
+def main(link: int, page: int, stderr: int, parent: int, uvloop: bool) -> NoReturn:
+    '''Be a worker process until the pill, and end it.
+
+    :param link: a descriptor, as `page` and `stderr` are.
+    :param parent: a pid.
+    :param uvloop: whether its loop is uvloop's.
+    '''
     code = 1
     try:
         child.enter(stderr, parent)
         # Kept to the very end: a closed link tells the parent that the worker is gone, and exit handlers take time.
         sock = socket.socket(fileno=link)
-        code = contextvars.Context().run(_run, sock, StatusPage(page))
+        code = contextvars.Context().run(_run, sock, StatusPage(page), uvloop)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
@@ -78,18 +84,34 @@ def main(link: int, page: int, stderr: int, parent: int) -> NoReturn:
         child.leave(code)
 
 
-def _run(link: socket.socket, page: StatusPage) -> int:
-    with asyncio.Runner() as runner:
+def _run(link: socket.socket, page: StatusPage, uvloop: bool) -> int:
+    with asyncio.Runner(loop_factory=_new_uvloop if uvloop else None) as runner:
         loop = runner.get_loop()
         serving = loop.create_task(_serve(link, page))
         while not serving.done():
             try:
-                loop.run_until_complete(serving)
+                _turn(loop, serving)
             except SystemExit:
                 # asyncio lets it out of any asyncio task or callback, and gives it to whoever awaits that task as well.
                 # It is an error there, and no reason to end all the others.
                 continue
         return serving.result()
+
+
+def _new_uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def _turn(loop: asyncio.AbstractEventLoop, serving: asyncio.Task[int]) -> None:
+    '''Run the loop, and nothing else: a loop that is written in C runs what it calls in this frame.'''
+    loop.run_until_complete(serving)
+
+
+def _callers(loop: asyncio.AbstractEventLoop) -> list[CodeType]:
+    '''What of this module calls the callbacks of the loop: nothing, where asyncio's own code does.'''
+    return [] if isinstance(loop, asyncio.BaseEventLoop) else [_turn.__code__]
 
 
 async def _serve(link: socket.socket, page: StatusPage) -> int:
@@ -142,7 +164,7 @@ class WorkerMain:
         self._asking = Asking(self.loop, self._end)
         set_asking(self._asking)
         self._use(Packing())
-        interruptible(self._words, WorkerMain._handle.__code__)
+        interruptible(self._words, WorkerMain._handle.__code__, *_callers(self.loop))
         self._channel.open(self._end)
 
     # Starting

@@ -10,13 +10,23 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 
-from looppool import process
+from looppool import Pool, process
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+else:
+    # At the first loop of a process libuv opens a pipe that it keeps: no test has left it behind.
+    uvloop.new_event_loop().close()
 
 CONTEXTS = process.CONTEXTS
+needs_uvloop = pytest.mark.skipif(uvloop is None, reason='uvloop is not installed')
 ASYNC_LIMIT = 40.0
 '''Seconds for a coroutine test: below pytest's own limit, so that the coroutine's stack is shown and it cleans up.'''
 LEAK_PATIENCE = 5.0
@@ -27,6 +37,16 @@ LEAK_PATIENCE = 5.0
 def context(request: pytest.FixtureRequest) -> str:
     '''Each start method in turn: a test that takes this fixture is a contract.'''
     return request.param
+
+
+@pytest.fixture(params=['asyncio', pytest.param('uvloop', marks=needs_uvloop)])
+def each_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    '''Each kind of loop in turn, for the test and for the workers of its pools; gives what makes one.'''
+    if request.param == 'asyncio':
+        return asyncio.new_event_loop
+    monkeypatch.setitem(Pool.__init__.__kwdefaults__, 'uvloop', True)
+    monkeypatch.setenv('TEST_LOOP', 'uvloop')
+    return uvloop.new_event_loop
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,7 +60,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         async with asyncio.timeout(ASYNC_LIMIT):
             await pyfuncitem.obj(**arguments)
 
-    asyncio.run(limited())
+    with asyncio.Runner(loop_factory=pyfuncitem.funcargs.get('each_loop')) as runner:
+        runner.run(limited())
     return True
 
 

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
+import pytest
 
 from looppool import Pool, Worker, task_done
 
 Failures = list[tuple[Any, BaseException]]
 ResultDone = Callable[[], None]
+
+on_each_loop = pytest.mark.usefixtures('each_loop')
+'''Marks a contract that is shown on every kind of loop, in the parent and in the workers.'''
 
 
 async def run(worker_class: type[Worker[Any, Any]], *messages: Any, **settings: Any) -> tuple[list[Any], Failures]:

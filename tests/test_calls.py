@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import LogGuard
-from harness import Echo
+from harness import Echo, on_each_loop
 
 import looppool
 from looppool import Pool
@@ -166,6 +166,7 @@ async def test_calls_go_to_the_least_loaded_and_round() -> None:
         assert {pid: pids.count(pid) for pid in set(pids)} == {member.pid: 10 for member in pool.members}
 
 
+@on_each_loop
 async def test_a_thread_leaves_the_loop_free() -> None:
     async with Pool(pool_size=1) as pool:
         slow = asyncio.create_task(pool.call(looppool.in_thread(spin), 0.3))
@@ -178,6 +179,7 @@ async def test_a_thread_leaves_the_loop_free() -> None:
 # What comes back
 
 
+@on_each_loop
 async def test_errors_come_as_themselves_with_the_remote_traceback(context: str) -> None:
     async with Pool(pool_size=1, context=context) as pool:
         with pytest.raises(TwoArguments) as caught:
@@ -216,6 +218,7 @@ async def test_call_all_tells_all_failures() -> None:
         assert [type(error) for error in caught.value.exceptions] == [TwoArguments] * 2
 
 
+@on_each_loop
 async def test_an_exit_in_a_worker_is_no_exit_here() -> None:
     async with Pool(pool_size=2) as pool:
         with pytest.raises(BaseExceptionGroup) as caught:
@@ -254,6 +257,7 @@ async def test_a_full_worker_makes_calls_wait_in_order() -> None:
 # Deaths
 
 
+@on_each_loop
 async def test_a_call_ends_when_its_worker_dies(context: str, logs: LogGuard) -> None:
     logs.expect('SIGKILL')
     async with Pool(pool_size=1, context=context) as pool:
@@ -356,6 +360,7 @@ async def test_a_caller_is_not_cancelled_by_who_cancels_the_function(where: str)
 # Cancellation
 
 
+@on_each_loop
 async def test_cancelling_a_call_cancels_its_asyncio_task(context: str, tmp_path: Any) -> None:
     path = str(tmp_path / 'running')
     async with Pool(pool_size=1, context=context) as pool:
@@ -444,6 +449,7 @@ SPINNING = {
 }
 
 
+@on_each_loop
 @pytest.mark.parametrize('function', SPINNING.values(), ids=SPINNING.keys())
 async def test_what_blocks_its_loop_is_interrupted_and_nobody_else(context: str, function: Any) -> None:
     async with Pool(pool_size=1, context=context, cancel_grace=0.5) as pool:
@@ -474,6 +480,7 @@ async def tell_and_spin(path: str) -> None:
     spin()
 
 
+@on_each_loop
 async def test_an_asyncio_task_of_a_call_that_blocks_is_interrupted_and_nobody_else(
     context: str, tmp_path: Any
 ) -> None:
@@ -488,6 +495,7 @@ async def test_an_asyncio_task_of_a_call_that_blocks_is_interrupted_and_nobody_e
         assert pool.statistics().restarts == 0
 
 
+@on_each_loop
 async def test_what_can_not_be_interrupted_goes_with_its_worker(tmp_path: Any, logs: LogGuard) -> None:
     killed = logs.expect('could not be interrupted')
     path = str(tmp_path / 'running')
@@ -515,6 +523,7 @@ async def test_a_cancelled_call_behind_one_that_blocks_harms_nobody() -> None:
         assert pool.statistics().restarts == 0
 
 
+@on_each_loop
 async def test_a_member_can_be_interrupted_by_hand(context: str) -> None:
     async with Pool(pool_size=1, context=context) as pool:
         call = asyncio.create_task(pool.call(spin))
@@ -585,6 +594,7 @@ class Spinner(looppool.Worker[Any, Any]):
         self._put_nowait(message)
 
 
+@on_each_loop
 async def test_a_task_can_be_interrupted_too(context: str) -> None:
     failures: list[BaseException] = []
     async with Pool(pool_size=1, worker_class=Spinner, context=context) as pool:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from command import run, started
-from harness import Echo, gone, rest_of
+from harness import Echo, gone, on_each_loop, rest_of
 
 import looppool
 from looppool import Pool, Worker, process, task_done
@@ -261,19 +261,6 @@ def test_on_one_loop_after_another(context: str) -> None:
         assert asyncio.run(use_a_pool(context)) == list(range(100))
 
 
-@pytest.fixture(scope='module')
-def uvloop() -> Any:
-    module = pytest.importorskip('uvloop', reason='uvloop is not installed')
-    # The first of its loops opens a pipe for the whole process, which stays.
-    module.new_event_loop().close()
-    return module
-
-
-def test_on_uvloop(context: str, uvloop: Any) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(use_a_pool(context)) == list(range(100))
-
-
 class Outer(Worker[Any, Any]):
     '''Has a pool of its own.'''
 
@@ -294,6 +281,7 @@ class Outer(Worker[Any, Any]):
         await self._pool.stop()
 
 
+@on_each_loop
 async def test_a_worker_may_have_a_pool_of_its_own(context: str) -> None:
     async with Pool(pool_size=2, worker_class=Outer, context=context, options={'context': context}) as pool:
         for number in range(20):

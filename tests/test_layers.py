@@ -45,7 +45,7 @@ IMPURE = {
 PURE_CALLS_OF_OS = {'getpid', 'urandom'}
 '''What tells a process from others is no I/O.'''
 
-HEAVY = ('psutil', 'statsd', 'sentry_sdk', 'cloudpickle', 'tqdm', 'watchdog')
+HEAVY = ('psutil', 'statsd', 'sentry_sdk', 'cloudpickle', 'tqdm', 'uvloop', 'watchdog')
 
 
 class Import(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
-from harness import Echo, Number, ResultDone, failures_of, rest_of
+from harness import Echo, Number, ResultDone, failures_of, on_each_loop, rest_of
 
 import looppool
 from looppool import Pool, Worker, task_done
@@ -108,6 +108,7 @@ async def test_results_put_after_stop_is_called_are_delivered(context: str) -> N
     assert ends == ['stopping', 'stopping']
 
 
+@on_each_loop
 async def test_leaving_on_an_exception_stops_at_once(context: str) -> None:
     with pytest.raises(LookupError, match='mine'):
         async with holding(context) as (pool, holder):
@@ -124,6 +125,7 @@ async def test_leaving_on_an_exception_stops_at_once(context: str) -> None:
 # Who gets a message
 
 
+@on_each_loop
 async def test_800_messages_on_8_workers_are_100_each(context: str) -> None:
     async with Pool(pool_size=8, worker_class=Number, context=context) as pool:
         for number in range(800):
@@ -244,6 +246,7 @@ async def test_a_put_cancelled_just_when_it_got_credit_gives_it_back(context: st
     assert (pool.statistics().done, pool.statistics().credits) == (2, 1)
 
 
+@on_each_loop
 async def test_tasks_are_bounded_in_bytes_and_a_larger_one_passes_alone(context: str) -> None:
     async with holding(context, max_bytes=1000) as (pool, holder):
         pool.put_nowait(b'a' * 600)

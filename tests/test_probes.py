@@ -13,6 +13,7 @@ import pytest
 from conftest import LogGuard
 from faults.observed import ObservedPool, Watch
 from faults.parents import parent
+from harness import on_each_loop
 from workers import TwoArguments
 
 import looppool
@@ -53,6 +54,7 @@ async def test_4_task_can_not_be_pickled(context: str) -> None:
         await pool.works()
 
 
+@on_each_loop
 async def test_5_task_calls_sys_exit(context: str) -> None:
     async with ObservedPool(context=context) as pool:
         before = [member.pid for member in pool.members]
@@ -97,6 +99,7 @@ async def test_8_message_is_a_lambda(context: str) -> None:
         await pool.works()
 
 
+@on_each_loop
 async def test_9_parent_is_killed_with_idle_workers(context: str) -> None:
     async with parent(context, 'wait', 'idle') as (command, watch):
         command.process.kill()
@@ -137,6 +140,7 @@ def fork_elsewhere() -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
+@on_each_loop
 @pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
 async def test_12_fork_elsewhere_while_the_pool_is_open(context: str, logs: LogGuard) -> None:
     logs.expect('was killed by SIGKILL')

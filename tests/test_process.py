@@ -16,7 +16,7 @@ import psutil
 import pytest
 from command import ROOT, started
 from conftest import LogGuard
-from harness import Echo, failures_of, gone, rest_of
+from harness import Echo, failures_of, gone, on_each_loop, rest_of
 
 import looppool
 from looppool import Pool, Worker, task_done
@@ -75,6 +75,7 @@ class Exits(Worker[int, Any]):
         os._exit(code)
 
 
+@on_each_loop
 @pytest.mark.parametrize('code', [0, 7, -signal.SIGKILL, -signal.SIGUSR1])
 async def test_how_a_worker_ended_is_told(context: str, code: int, logs: LogGuard) -> None:
     logs.expect('worker 0 .* (was killed|exited)')
@@ -129,6 +130,7 @@ async def test_children_of_the_application_keep_their_return_codes(
         assert popen.wait() == 1
 
 
+@on_each_loop
 async def test_children_of_asyncio_keep_their_return_codes(context: str, logs: LogGuard) -> None:
     logs.expect(KILLED)
     async with Pool(pool_size=1, worker_class=Echo, context=context) as pool:
@@ -160,6 +162,7 @@ async def test_the_application_may_handle_sigchld_itself(context: str, logs: Log
         signal.signal(signal.SIGCHLD, before)
 
 
+@on_each_loop
 async def test_the_signal_handlers_and_mask_of_the_application_are_left_alone(context: str) -> None:
     def disposition() -> tuple[Any, ...]:
         handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]

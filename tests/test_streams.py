@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import LogGuard
+from harness import on_each_loop
 from test_calls import appears, begun, breathe, die, idle
 
 import looppool
@@ -84,6 +85,7 @@ async def bursts(stream: Any, count: int) -> None:
 both = pytest.mark.parametrize('generator', [numbers, numbers_later])
 
 
+@on_each_loop
 @both
 async def test_items_come_in_order(context: str, generator: Any) -> None:
     async with Pool(pool_size=2, context=context) as pool:
@@ -131,6 +133,7 @@ async def test_an_error_comes_behind_the_last_item() -> None:
             await anext(pool.stream(abs, 5))
 
 
+@on_each_loop
 async def test_a_stream_ends_when_its_worker_dies(context: str, logs: LogGuard) -> None:
     logs.expect('SIGKILL')
     async with Pool(pool_size=1, context=context) as pool:
@@ -210,6 +213,7 @@ async def test_many_streams_at_once_keep_apart() -> None:
 # Both ways
 
 
+@on_each_loop
 async def test_items_go_both_ways(context: str) -> None:
     async with Pool(pool_size=1, context=context) as pool:
         async with pool.open_stream(echo, 3) as stream:

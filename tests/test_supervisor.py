@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from conftest import LogGuard
 from faults.observed import ObservedPool, kill, until
+from harness import on_each_loop
 
 import looppool
 
 
+@on_each_loop
 async def test_a_worker_is_recycled_after_so_many_tasks(context: str) -> None:
     async with ObservedPool(context=context, pool_size=1, max_tasks_per_worker=3, max_restarts=0) as pool:
         for number in range(10):
@@ -124,6 +126,7 @@ async def test_a_pool_that_stops_finishes_what_recycled_workers_have(context: st
     assert pool.failed.empty()
 
 
+@on_each_loop
 async def test_one_for_all_replaces_every_worker_and_counts_once(context: str, logs: LogGuard) -> None:
     logs.expect('was killed by SIGKILL')
     pool = ObservedPool(context=context, pool_size=3, restart='one_for_all', max_restarts=1, concurrency=1)

@@ -13,19 +13,12 @@ from typing import Any
 
 import pytest
 import servers.statsd
+from conftest import needs_uvloop, uvloop
 from statsd import StatsClient, TCPStatsClient
 from tornado.ioloop import IOLoop
 
 import looppool
 from looppool.utility import PoolReporter, ResourceReporter
-
-try:
-    import uvloop
-except ImportError:
-    uvloop = None
-else:
-    # At the first loop of a process libuv opens a pipe that it keeps: no test has left it behind.
-    uvloop.new_event_loop().close()
 
 HOST = '127.0.0.1'
 LOOP_GAUGES = {'ioloop.handler', 'ioloop.callback', 'ioloop.timeout'}
@@ -39,14 +32,6 @@ class Reporter(ResourceReporter):
 def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(asyncio.wait_for(main, 30))
-
-
-needs_uvloop = pytest.mark.skipif(uvloop is None, reason='uvloop is not installed')
-
-
-@pytest.fixture(params=['asyncio', pytest.param('uvloop', marks=needs_uvloop)])
-def loop_factory(request: pytest.FixtureRequest) -> Any:
-    return asyncio.new_event_loop if request.param == 'asyncio' else uvloop.new_event_loop
 
 
 class Server:
@@ -110,14 +95,14 @@ def test_leaves_out_what_uvloop_does_not_show(server: Server) -> None:
     run(main(), uvloop.new_event_loop)
 
 
-def test_takes_a_bare_asyncio_loop_and_a_prefix(server: Server, loop_factory: Any) -> None:
+def test_takes_a_bare_asyncio_loop_and_a_prefix(server: Server, each_loop: Any) -> None:
     async def main() -> None:
         reporter = Reporter(asyncio.get_running_loop(), server.client, 'worker.3')
         reporter.start()
         assert 'app.worker.3.rss' in await server.report('app.worker.3.ioloop.lag')
         reporter.stop()
 
-    run(main(), loop_factory)
+    run(main(), each_loop)
 
 
 async def test_counts_handlers_callbacks_and_timeouts(server: Server) -> None:
@@ -144,7 +129,7 @@ async def test_counts_handlers_callbacks_and_timeouts(server: Server) -> None:
     assert after['app.process.ioloop.callback'] >= 5
 
 
-def test_lag_is_how_late_the_timer_was(server: Server, loop_factory: Any) -> None:
+def test_lag_is_how_late_the_timer_was(server: Server, each_loop: Any) -> None:
     async def main() -> None:
         reporter = Reporter(IOLoop.current(), server.client)
         reporter.sleep_time = 0.2
@@ -157,7 +142,7 @@ def test_lag_is_how_late_the_timer_was(server: Server, loop_factory: Any) -> Non
         assert 0.29 < blocked['app.process.ioloop.lag'] < 20
         assert 0 <= free['app.process.ioloop.lag'] < blocked['app.process.ioloop.lag']
 
-    run(main(), loop_factory)
+    run(main(), each_loop)
 
 
 async def test_cpu_is_the_share_of_a_core_since_the_last_report(server: Server) -> None:
@@ -189,7 +174,7 @@ def test_maxrss_is_that_of_this_process_and_not_of_the_one_that_started_it() -> 
 # Starting and stopping
 
 
-def test_start_and_stop_are_idempotent(server: Server, loop_factory: Any) -> None:
+def test_start_and_stop_are_idempotent(server: Server, each_loop: Any) -> None:
     async def main() -> None:
         reporter = Reporter(IOLoop.current(), server.client)
         reporter.stop()
@@ -204,7 +189,7 @@ def test_start_and_stop_are_idempotent(server: Server, loop_factory: Any) -> Non
         await server.report()
         reporter.stop()
 
-    run(main(), loop_factory)
+    run(main(), each_loop)
 
 
 def test_sleep_time_is_ten_seconds_unless_a_reporter_says_otherwise() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import LogGuard
-from harness import Failures, run
+from harness import Failures, on_each_loop, run
 from tornado import gen
 
 import looppool
@@ -39,6 +39,7 @@ class Asynchronous(Plain):
         super()._finalise()
 
 
+@on_each_loop
 @pytest.mark.parametrize('worker_class', [Plain, Asynchronous])
 async def test_initialise_comes_before_all_tasks_and_finalise_after_them(
     context: str, worker_class: type[Worker[Any, Any]]

@@ -20,6 +20,9 @@ from looppool import process
 
 Orders = tuple[str, ...]
 
+ON_UVLOOP = os.environ.get('TEST_LOOP') == 'uvloop'
+'''Whether the loops of parent and workers are uvloop's.'''
+
 
 def say(text: object) -> None:
     '''Write a line in one piece: several processes write to the same pipe.'''
@@ -88,7 +91,9 @@ WORK = {
 
 
 def new_pool() -> looppool.Pool[Any, Any]:
-    pool: looppool.Pool[Any, Any] = looppool.Pool(pool_size=2, worker_class=Sufferer, context=sys.argv[1])
+    pool: looppool.Pool[Any, Any] = looppool.Pool(
+        pool_size=2, worker_class=Sufferer, context=sys.argv[1], uvloop=ON_UVLOOP
+    )
     pool.process_message = looppool.task_done(lambda result, _result_done: say(result))
     return pool
 
@@ -168,6 +173,10 @@ ENDINGS = {
     'tornado': run_tornado_loop,
 }
 
+if ON_UVLOOP:
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 try:
     ENDINGS[sys.argv[2]]()
 except KeyboardInterrupt:

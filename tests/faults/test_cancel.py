@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import on_each_loop
 from workers import Casualty
 
 import looppool
@@ -180,6 +181,7 @@ async def test_put_of_a_worker_cancelled_as_its_credit_comes(context: str) -> No
         assert [await anext(results) for _ in range(3)] == ['first', 'third', 'fourth']
 
 
+@on_each_loop
 async def test_cancelled_stop_kills(context: str) -> None:
     pool = ObservedPool(context=context)
     await pool.start()

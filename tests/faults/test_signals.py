@@ -10,6 +10,7 @@ import psutil
 import pytest
 from command import Command, started
 from conftest import LogGuard
+from harness import on_each_loop
 
 import looppool
 
@@ -29,6 +30,7 @@ async def leaves_in_time(command: Command) -> int:
     return code
 
 
+@on_each_loop
 @pytest.mark.parametrize('ending', ['wait', 'join', 'tornado'])
 async def test_ctrl_c_with_idle_workers(context: str, ending: str) -> None:
     async with parent(context, ending, 'idle') as (command, watch):
@@ -59,6 +61,7 @@ async def test_ctrl_c_while_starting(context: str) -> None:
             assert not watch.alive()
 
 
+@on_each_loop
 @pytest.mark.parametrize('to_all', [False, True], ids=['to the parent', 'to all'])
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 async def test_first_signal_drains(context: str, signum: signal.Signals, to_all: bool, tmp_path: Path) -> None:
@@ -97,6 +100,7 @@ async def test_first_signal_tells_the_exit_code(context: str) -> None:
         assert await leaves_in_time(command) == 128 + signal.SIGTERM
 
 
+@on_each_loop
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 async def test_workers_stop_by_message_only(context: str, signum: signal.Signals) -> None:
     async with ObservedPool(context=context) as pool:
@@ -111,6 +115,7 @@ async def test_workers_stop_by_message_only(context: str, signum: signal.Signals
         assert pool.statistics().restarts == 0
 
 
+@on_each_loop
 async def test_handlers_are_removed_when_the_pool_has_stopped() -> None:
     before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
     async with ObservedPool() as pool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import LogGuard
+from harness import on_each_loop
 from workers import Casualty
 
 import looppool
@@ -21,6 +22,7 @@ def assert_stopped(pool: looppool.Pool[Any, Any]) -> None:
     assert pool.statistics().in_flight == 0
 
 
+@on_each_loop
 async def test_stop_while_starting(context: str) -> None:
     pool = ObservedPool(context=context, options={'on_start': ('never',)})
     starting = asyncio.create_task(pool.start())
@@ -76,6 +78,7 @@ async def test_stop_twice(context: str) -> None:
     assert_stopped(pool)
 
 
+@on_each_loop
 async def test_stop_ends_every_accepted_task(context: str) -> None:
     pool = ObservedPool(context=context, max_tasks=200)
     await pool.start()
@@ -97,6 +100,7 @@ async def test_start_put_stop_gives_all_results(count: int) -> None:
     assert sorted(await pool.take(count)) == list(range(count))
 
 
+@on_each_loop
 async def test_results_put_after_stop_was_called_are_delivered(context: str) -> None:
     pool = ObservedPool(context=context)
     await pool.start()
