@@ -247,8 +247,12 @@ async def use_a_pool(context: str) -> list[Any]:
     return sorted(await rest_of(pool))
 
 
-async def test_on_a_loop_in_another_thread(context: str) -> None:
-    assert await asyncio.to_thread(asyncio.run, use_a_pool(context)) == list(range(100))
+async def test_on_a_loop_in_another_thread(context: str, each_loop: Any) -> None:
+    def run() -> list[Any]:
+        with asyncio.Runner(loop_factory=each_loop) as runner:
+            return runner.run(use_a_pool(context))
+
+    assert await asyncio.to_thread(run) == list(range(100))
 
 
 async def test_two_loops_in_two_threads_at_once(context: str) -> None:

@@ -125,7 +125,6 @@ async def test_leaving_on_an_exception_stops_at_once(context: str) -> None:
 # Who gets a message
 
 
-@on_each_loop
 async def test_800_messages_on_8_workers_are_100_each(context: str) -> None:
     async with Pool(pool_size=8, worker_class=Number, context=context) as pool:
         for number in range(800):

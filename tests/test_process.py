@@ -75,7 +75,6 @@ class Exits(Worker[int, Any]):
         os._exit(code)
 
 
-@on_each_loop
 @pytest.mark.parametrize('code', [0, 7, -signal.SIGKILL, -signal.SIGUSR1])
 async def test_how_a_worker_ended_is_told(context: str, code: int, logs: LogGuard) -> None:
     logs.expect('worker 0 .* (was killed|exited)')

@@ -126,7 +126,6 @@ async def test_a_pool_that_stops_finishes_what_recycled_workers_have(context: st
     assert pool.failed.empty()
 
 
-@on_each_loop
 async def test_one_for_all_replaces_every_worker_and_counts_once(context: str, logs: LogGuard) -> None:
     logs.expect('was killed by SIGKILL')
     pool = ObservedPool(context=context, pool_size=3, restart='one_for_all', max_restarts=1, concurrency=1)

@@ -61,7 +61,6 @@ async def test_ctrl_c_while_starting(context: str) -> None:
             assert not watch.alive()
 
 
-@on_each_loop
 @pytest.mark.parametrize('to_all', [False, True], ids=['to the parent', 'to all'])
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 async def test_first_signal_drains(context: str, signum: signal.Signals, to_all: bool, tmp_path: Path) -> None:
@@ -135,6 +134,7 @@ async def test_signals_of_ones_own_choice() -> None:
     assert await pool.result() == 'done'
 
 
+@on_each_loop
 async def test_second_signal_names_the_reason(context: str) -> None:
     pool = ObservedPool(context=context)
     await pool.start()
