@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from harness import on_each_loop
 
 from looppool.channel import READ_SIZE, Channel
 from looppool.errors import ProtocolError
+
+pytestmark = on_each_loop
 
 
 class Side:
