@@ -194,6 +194,8 @@ class _Watched:
             return self._context.run(function, *args, **kwargs)
         finally:
             self._words[STEPPING] = 0
+            # Among them may be an exception whose traceback leads here.
+            del args
 
 
 def calls_tasks(function: Function) -> Function:

@@ -98,7 +98,11 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         if self._coroutine is None:
             # Somebody cancels all asyncio tasks that there are; what is still to begin is none of them.
             return self._first_steps()
-        return self._step(self._coroutine.throw, error)
+        try:
+            return self._step(self._coroutine.throw, error)
+        finally:
+            # Its traceback leads here: what the coroutine had would live until somebody looks for circles.
+            del error
 
     def close(self) -> None:
         if self._coroutine is not None:
@@ -149,6 +153,8 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         else:
             self._waited = True
             return awaited
+        finally:
+            del argument
         raise StopIteration
 
     def _end(self, error: BaseException | None) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import operator
 import os
 import signal
@@ -679,3 +680,55 @@ async def test_a_call_is_no_task_to_be_done() -> None:
         with pytest.raises(RuntimeError, match='no current task'):
             await pool.call(done_in_a_call)
         assert await pool.call(abs, -1) == 1
+
+
+# What is left behind
+
+
+class Freed:
+    '''Tells whether one of it is alive in this process.'''
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Freed.alive += 1
+
+    def __reduce__(self) -> tuple[type['Freed'], tuple[()]]:
+        return Freed, ()
+
+    def __del__(self) -> None:
+        Freed.alive -= 1
+
+
+def without_collector() -> None:
+    gc.collect()
+    gc.disable()
+
+
+def alive() -> int:
+    return Freed.alive
+
+
+async def waits_with(_: Freed) -> None:
+    await asyncio.Event().wait()
+
+
+async def fails_with(_: Freed) -> None:
+    await asyncio.sleep(0)
+    raise ValueError
+
+
+@pytest.mark.parametrize('how', ['cancelled', 'failed'])
+async def test_what_a_coroutine_had_is_freed_when_it_ends(how: str) -> None:
+    async with Pool(pool_size=1) as pool:
+        await pool.call(without_collector)
+        call = asyncio.ensure_future(pool.call(waits_with if how == 'cancelled' else fails_with, Freed()))
+        if how == 'cancelled':
+            async with asyncio.timeout(10):
+                while not await pool.call(alive):
+                    pass
+            call.cancel()
+        await asyncio.wait([call])
+        async with asyncio.timeout(10):
+            while await pool.call(alive):
+                pass
