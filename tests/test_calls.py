@@ -728,7 +728,7 @@ async def test_what_a_coroutine_had_is_freed_when_it_ends(how: str) -> None:
                 while not await pool.call(alive):
                     pass
             call.cancel()
-        await asyncio.wait([call])
+        await asyncio.gather(call, return_exceptions=True)
         async with asyncio.timeout(10):
             while await pool.call(alive):
                 pass
