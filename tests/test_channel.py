@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import resource
 import select
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from harness import on_each_loop
@@ -127,6 +131,75 @@ async def test_large_bodies_cross_in_order(pair: Pair) -> None:
     assert await left.until_received(sum(map(len, to_left))) == b''.join(to_left)
     left.channel.close()
     right.channel.close()
+
+
+# Descriptors
+
+
+def files(count: int) -> list[Any]:
+    '''Files that can be told apart.'''
+    made = [tempfile.TemporaryFile() for _ in range(count)]
+    return [SimpleNamespace(fd=file.fileno(), file=file) for file in made]
+
+
+def inodes(descriptors: list[int]) -> list[int]:
+    return [os.fstat(fd).st_ino for fd in descriptors]
+
+
+async def test_descriptors_are_there_when_the_bytes_are_that_were_sent_after_them(pair: Pair) -> None:
+    left, right = map(Side, pair)
+    sent = files(600)
+    for index, file in enumerate(sent):
+        left.channel.send_descriptor(file)
+        left.send(b'x' * 1000)
+        if index % 7 == 0:
+            await asyncio.sleep(0)
+
+    for count in range(1, 601):
+        await right.until_received(1000 * count)
+        taken = right.channel.take_descriptor()
+        assert inodes([taken]) == inodes([sent[count - 1].fd])
+        assert not os.get_inheritable(taken)
+        os.close(taken)
+
+    with pytest.raises(ProtocolError, match='a descriptor was to come'):
+        right.channel.take_descriptor()
+    left.channel.close()
+    right.channel.close()
+    for file in sent:
+        file.file.close()
+
+
+async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
+    left, right = map(Side, pair)
+    sent = files(3)
+    for file in sent:
+        left.channel.send_descriptor(file)
+    left.send(b'data')
+    await right.until_received(4)
+    left.channel.close()
+    right.channel.close()
+    for file in sent:
+        file.file.close()
+
+
+async def test_where_no_more_descriptors_may_be_open_the_link_breaks(pair: Pair) -> None:
+    left, right = map(Side, pair)
+    sent = files(3)
+    for file in sent:
+        left.channel.send_descriptor(file)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sent[-1].fd + 1, before[1]))
+    try:
+        left.send(b'data')
+        [error] = await right.until_closed()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert 'too many are open' in str(error)
+    left.channel.close()
+    right.channel.close()
+    for file in sent:
+        file.file.close()
 
 
 async def test_what_is_sent_in_one_turn_leaves_in_one_write(packets: Pair) -> None:

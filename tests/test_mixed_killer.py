@@ -8,7 +8,9 @@ allow it.
 
 import asyncio
 import contextlib
+import gc
 import os
+import pickle
 import random
 import struct
 import time
@@ -87,6 +89,34 @@ async def echoes(stream: Any, number: int) -> int:
     return number
 
 
+class Image:
+    '''Lies where pickle has found its buffer.'''
+
+    def __init__(self, buffer: Any) -> None:
+        self.pixels = memoryview(buffer)
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[type['Image'], tuple[pickle.PickleBuffer]]:
+        return Image, (pickle.PickleBuffer(self.pixels),)
+
+    def fill(self, value: int) -> None:
+        self.pixels[:] = bytes([value]) * len(self.pixels)
+
+    def is_full_of(self, value: int) -> bool:
+        return self.pixels == bytes([value]) * len(self.pixels)
+
+
+def fills(number: int, image: Image, value: int) -> Image:
+    note(number)
+    image.fill(value)
+    return image
+
+
+def images(number: int, count: int, size: int) -> Iterator[Image]:
+    note(number)
+    for index in range(count):
+        yield Image(bytes([index]) * size)
+
+
 def squared(value: int) -> int:
     return value * value
 
@@ -94,7 +124,8 @@ def squared(value: int) -> int:
 def books() -> list[int]:
     '''How much is open in this worker, beside the call of this function.'''
     main = HERE[0]._main
-    ends: tuple[Any, ...] = (main._end.exchanges, main._end.asks, main._pending, main._relayed, main._relays)
+    end = main._end
+    ends: tuple[Any, ...] = (end.exchanges, end.asks, end.lent, main._pending, main._relayed, main._relays)
     return [len(main._open) - 1, *map(len, ends), len(main._callee._unbegun), len(main._callee._runner.waiting)]
 
 
@@ -131,7 +162,9 @@ class Clients:
         return self.numbers
 
     async def client(self) -> None:
-        verbs = [self.puts, self.calls, self.calls, self.streams, self.exchanges, self.maps, self.reserves]
+        verbs = [
+            self.puts, self.calls, self.calls, self.streams, self.exchanges, self.maps, self.reserves, self.larges
+        ]  # fmt: skip
         while self.left > 0:
             self.left -= 1
             await self.ask(self.chance.choice(verbs))
@@ -182,6 +215,21 @@ class Clients:
                     return
         assert seen == count
         self.returned.add(number)
+
+    async def larges(self) -> None:
+        number, size = self.number(), self.chance.choice([100, 70_000, 300_000])
+        image = Image(bytearray(size))
+        # Kept for a while, beside what comes next.
+        filled = await self.whom().call(fills, number, image, number % 256)
+        self.returned.add(number)
+        second, index = self.number(), 0
+        async for one in self.whom().stream(images, second, 30, size):
+            assert one.is_full_of(index)
+            index += 1
+        assert index == 30
+        self.returned.add(second)
+        assert image.is_full_of(0)
+        assert filled.is_full_of(number % 256)
 
     async def exchanges(self) -> None:
         number, count = self.number(), self.chance.choice([0, 3, 1500])
@@ -257,6 +305,7 @@ async def assert_sound(pool: Pool[int, int]) -> None:
     for member in everybody:
         open_there = await member.call(books)
         assert not any(open_there), open_there
+        await until(lambda end=member.link.end: gc.collect() >= 0 and not end.lent)
     statistics = pool.statistics()
     assert (statistics.in_flight, statistics.bytes, statistics.results_pending, statistics.waiting) == (0, 0, 0, 0)
     assert statistics.credits == len(everybody) * WINDOW
