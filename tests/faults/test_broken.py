@@ -15,6 +15,10 @@ import looppool
 from .observed import ObservedPool, kill, until
 
 
+WINDOW = 60.0
+'''Seconds in which the deaths of a test fall, however slowly processes start.'''
+
+
 class TimedPool(ObservedPool):
     '''Notes how long after each death the next process was started, in seconds.'''
 
@@ -47,13 +51,13 @@ async def break_by_broadcast(pool: looppool.Pool[Any, Any]) -> None:
 
 
 async def test_crash_loop_breaks_the_pool_after_its_restarts(context: str, lines: dict[str, list[str]]) -> None:
-    pool = TimedPool(context=context, pool_size=1)
+    pool = TimedPool(context=context, pool_size=1, restart_window=WINDOW)
     await pool.start()
     await break_by_broadcast(pool)
     with pytest.raises(looppool.PoolBroken) as caught:
         await pool.join()
     error = caught.value
-    assert (error.pool, error.restarts, error.window) == ('pool', 3, 5.0)
+    assert (error.pool, error.restarts, error.window) == ('pool', 3, WINDOW)
     assert isinstance(error.cause, looppool.WorkerDied)
     assert error.cause.signal == 'SIGKILL'
     assert error.cause is error.__cause__
@@ -79,7 +83,9 @@ async def test_no_restart_at_all(lines: dict[str, list[str]]) -> None:
 async def test_replacement_that_can_not_start_is_the_last_cause(
     context: str, lines: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    pool = ObservedPool(context=context, options={'on_start': ('fail_if', str(tmp_path / 'flag'))})
+    pool = ObservedPool(
+        context=context, options={'on_start': ('fail_if', str(tmp_path / 'flag'))}, restart_window=WINDOW
+    )  # fmt: skip
     await pool.start()
     (tmp_path / 'flag').touch()
     kill(pool.members[0].pid)
@@ -138,7 +144,7 @@ async def test_every_waiter_is_told(context: str, lines: dict[str, list[str]], t
 async def test_what_waited_for_the_replacement_is_told_that_it_had_not_started(
     context: str, lines: dict[str, list[str]]
 ) -> None:
-    pool = ObservedPool(context=context, pool_size=1)
+    pool = ObservedPool(context=context, pool_size=1, restart_window=WINDOW)
     await pool.start()
     await break_by_broadcast(pool)
     pool.put_nowait(('echo', 'behind'))
