@@ -14,7 +14,6 @@ import looppool
 
 from .observed import ObservedPool, kill, until
 
-
 WINDOW = 60.0
 '''Seconds in which the deaths of a test fall, however slowly processes start.'''
 
