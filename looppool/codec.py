@@ -50,6 +50,7 @@ __all__ = [
     'definitions',
     'encode',
     'encode_with',
+    'encoder',
     'forget_bodies',
     'in_order',
     'pack_error',
@@ -95,6 +96,8 @@ class Store(Protocol):
         '''What to send instead of the pickle and its buffers. None if there is no memory.'''
 
 
+_SIMPLE: Final = frozenset({type(None), bool, int, float})
+'''What most calls return: it has no classes and no buffers to look for.'''
 _dumps: Final = pickle.dumps
 _loads: Final = pickle.loads
 
@@ -104,30 +107,46 @@ def decode(body: Body) -> Any:
     return _loads(body) if type(body) is bytes else body.load()  # type: ignore[union-attr]
 
 
-@overload
-def encode(obj: object) -> Inline: ...
-@overload
-def encode(obj: object, store: Store | None) -> Encoded: ...
-def encode(obj: object, store: Store | None = None) -> Encoded:
-    '''Pickle `obj`; raise the pickling error (any type) if that can't be done by value either.
-
-    :param store: where to put what is large. None: it stays in the bytes.
-    '''
-    buffers: Buffers = []
-    take = None if store is None else functools.partial(store.take, buffers)
+def encode(obj: object) -> Inline:
+    '''Pickle `obj`; raise the pickling error (any type) if that can't be done by value either.'''
     try:
-        data = _dumps(obj, PROTOCOL, buffer_callback=take)
+        data = _dumps(obj, PROTOCOL)
     except Exception:
-        pickled = _dump_with(_value_pickler(), obj, {}, store)
-    else:
-        # Twice as fast as `in`, which tries to read the needle as an integer first.
-        if data.find(b'__main__') < 0:
-            if len(data) < LEAST and not buffers:
-                return data, ()
-            pickled = data, (), buffers
-        else:
-            pickled = _dump_by_reference(obj, {}, store)
-    return _placed(store, *pickled) or encode(obj)
+        return _dump_with(_value_pickler(), obj, {})[:2]
+    # Twice as fast as `in`, which tries to read the needle as an integer first.
+    if data.find(b'__main__') < 0:
+        return data, ()
+    return _dump_by_reference(obj, {})[:2]
+
+
+def encoder(store: Store) -> Callable[[object], Encoded]:
+    '''A function that does what `encode` does, and puts what is large into the store. It belongs to one thread.'''
+    buffers: Buffers = []
+    take = functools.partial(store.take, buffers)
+
+    def encode_into_store(obj: object) -> Encoded:
+        if type(obj) in _SIMPLE:
+            return _dumps(obj, PROTOCOL), ()
+        pickled: Pickled
+        if buffers:
+            # An object that is being pickled has something else encoded.
+            return encoder(store)(obj)
+        try:
+            data = _dumps(obj, PROTOCOL, buffer_callback=take)
+            if data.find(b'__main__') < 0:
+                if len(data) < LEAST and not buffers:
+                    return data, ()
+                pickled = data, (), buffers.copy()
+            else:
+                pickled = _dump_by_reference(obj, {}, store)
+        except Exception:
+            pickled = _dump_with(_value_pickler(), obj, {}, store)
+        finally:
+            if buffers:
+                buffers.clear()
+        return _placed(store, *pickled) or encode(obj)
+
+    return encode_into_store
 
 
 @overload
@@ -154,7 +173,7 @@ def _placed(store: Store | None, data: bytes, needs: Needs, buffers: Buffers) ->
     return None if payload is None else (payload, needs)
 
 
-def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None) -> Pickled:
+def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None = None) -> Pickled:
     try:
         return _dump_with(_ReferencePickler, obj, reducers, store)
     except Exception:

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from types import FunctionType, NoneType
 from typing import Any, Final, Protocol, TypeVar
 
-from .codec import Definition, Encoded, Inline, Reducers, Store, decode, encode, encode_with, in_order
+from .codec import Definition, Encoded, Inline, Reducers, Store, decode, encode, encode_with, encoder, in_order
 from .functions import address_of, function_at
 from .payload import Body, cut, prefixed
 from .variables import adopt, values_of
@@ -113,7 +113,7 @@ class Packing:
     ) -> None:
         self.codec = codec
         self.variables = variables
-        self.pickle: Callable[[Any], Encoded] = encode if store is None else functools.partial(encode, store=store)
+        self.pickle: Callable[[Any], Encoded] = encode if store is None else encoder(store)
         if codec is not None:
             self.pickle = functools.partial(_pickle, codec, store)
         self.pack = self.pickle

@@ -59,6 +59,7 @@ class Peer(Verbs):
         return data, Terms(needs, self.name, call=call)
 
     def _packing(self) -> Packing:
+        asking().check_thread()
         return asking().packing
 
     async def _accept(self, parcel: Parcel) -> None:

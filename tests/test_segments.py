@@ -7,13 +7,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from looppool import segments
-from looppool.codec import decode, encode
+from looppool.codec import Encoded, decode, encoder
 from looppool.payload import LEAST, Payload
 from looppool.segments import SegmentStore, SharedSegment
 
@@ -112,17 +112,46 @@ def test_a_closed_store_keeps_nothing(store: SegmentStore) -> None:
     list(range(100_000)),
 ], ids=['bytes', 'bytearray', 'nested', 'list'])  # fmt: skip
 def test_what_is_encoded_comes_back(store: SegmentStore, obj: Any) -> None:
-    body, needs = encode(obj, store)
+    body, needs = encoder(store)(obj)
 
     assert type(body) is Payload
     assert needs == ()
     assert decode(body) == obj
 
 
+class Encodes:
+    '''Encodes something else while it is pickled.'''
+
+    def __init__(self, encode: Callable[[object], Encoded], fails: bool) -> None:
+        self.encode = encode
+        self.fails = fails
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        inner = [pickle.PickleBuffer(bytearray(b'i' * LEAST)), 'inner']
+        self.inner = decode(self.encode(inner)[0])
+        if self.fails:
+            raise ValueError('it fails')
+        return str, ('outer',)
+
+
+def test_one_may_be_encoded_while_another_is(store: SegmentStore) -> None:
+    encode = encoder(store)
+    one = Encodes(encode, fails=False)
+
+    first, last = (pickle.PickleBuffer(bytearray(value * LEAST)) for value in (b'1', b'2'))
+    body, _ = encode([first, one, last])
+
+    assert one.inner == [b'i' * LEAST, 'inner']
+    assert decode(body) == [b'1' * LEAST, 'outer', b'2' * LEAST]
+    with pytest.raises(ValueError, match='it fails'):
+        encode([pickle.PickleBuffer(bytearray(LEAST)), Encodes(encode, fails=True)])
+    assert decode(encode([pickle.PickleBuffer(bytearray(b'3' * LEAST))])[0]) == [b'3' * LEAST]
+
+
 @pytest.mark.parametrize('kind', [bytes, bytearray])
 @pytest.mark.parametrize('size', [10, 2 * LEAST])
 def test_a_memory_view_travels(store: SegmentStore, kind: Any, size: int) -> None:
-    body, _ = encode({'view': memoryview(kind(b'v' * size))}, store)
+    body, _ = encoder(store)({'view': memoryview(kind(b'v' * size))})
 
     view = decode(body)['view']
 
@@ -133,7 +162,7 @@ def test_a_memory_view_travels(store: SegmentStore, kind: Any, size: int) -> Non
 
 def test_what_is_small_stays_on_the_link(store: SegmentStore) -> None:
     for obj in ('text', bytes(LEAST - 100), [pickle.PickleBuffer(bytearray(LEAST - 100))]):
-        body, _ = encode(obj, store)
+        body, _ = encoder(store)(obj)
         assert type(body) is bytes
     assert mapped() == 0
 
@@ -150,7 +179,7 @@ def test_without_memory_a_message_stays_on_the_link(
     monkeypatch.setattr(os, step, fail)
     obj = [bytes(LEAST), pickle.PickleBuffer(bytearray(b'x' * MIB))]
 
-    body, _ = encode(obj, store)
+    body, _ = encoder(store)(obj)
 
     assert type(body) is bytes
     assert decode(body) == [bytes(LEAST), bytearray(b'x' * MIB)]
