@@ -27,6 +27,7 @@ BALLAST = bytes(300_000)
 WORKERS = 4
 WINDOW = 64
 '''Tasks that a worker may have accepted at once.'''
+LOGGED = r'was killed by SIGKILL|worker \d \(pid \w+\) did not start'
 
 
 class Witness(Worker[Any, Any]):
@@ -159,7 +160,7 @@ def parents_of(pids: list[int]) -> list[int]:
 
 @pytest.fixture
 def seed(logs: LogGuard) -> int:
-    logs.expect(r'was killed by SIGKILL|worker \d \(pid \w+\) did not start')
+    logs.expect(LOGGED)
     return int(os.environ.get('LOOPPOOL_SEED', random.SystemRandom().getrandbits(32)))
 
 

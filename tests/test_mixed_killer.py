@@ -35,6 +35,7 @@ ENDINGS = (
 )  # fmt: skip
 '''How what was asked may end, if not with its value: its worker died, or did not start, it was interrupted, it was
 cancelled there, by ``Member.stop``, or here.'''
+LOGGED = r'was killed by SIGKILL|did not start|failed after it was cancelled|raised after its task was done'
 
 
 class Witness(Worker[int, int]):
@@ -316,30 +317,43 @@ async def assert_sound(pool: Pool[int, int]) -> None:
 SIZES = {'forkserver': 1200, 'fork': 800, 'spawn': 300}
 
 
-async def test_whatever_is_asked_ends_once(context: str, logs: LogGuard, tmp_path: Path) -> None:
-    logs.expect(r'was killed by SIGKILL|did not start|failed after it was cancelled|raised after its task was done')
-    seed = int(os.environ.get('LOOPPOOL_SEED', random.SystemRandom().getrandbits(32)))
-    print(f'LOOPPOOL_SEED={seed}')
-    chance, journal = random.Random(seed), tmp_path / 'journal'
+def make_pool(context: str, journal: Path) -> Pool[int, int]:
     journal.touch()
-    pool: Pool[int, int] = Pool(
+    return Pool(
         pool_size=None, min_size=2, max_size=4, idle_ttl=None, worker_class=Witness, context=context,
         options={'journal': str(journal)}, max_tasks=4 * WINDOW, cancel_grace=0.05, max_restarts=10_000,
         restart_window=0.001,
     )  # fmt: skip
+
+
+async def besiege(pool: Pool[int, int], clients: Clients, chance: random.Random) -> None:
+    '''Have the clients ask for all that they are to ask for, under fire.'''
+    havoc = [asyncio.ensure_future(wreak(pool, chance)) for _ in range(2)]
+    await asyncio.gather(*[clients.client() for _ in range(CLIENTS)])
+    for one in havoc:
+        one.cancel()
+    await asyncio.wait(havoc)
+    await assert_sound(pool)
+
+
+async def test_whatever_is_asked_ends_once(context: str, logs: LogGuard, tmp_path: Path) -> None:
+    logs.expect(LOGGED)
+    seed = int(os.environ.get('LOOPPOOL_SEED', random.SystemRandom().getrandbits(32)))
+    print(f'LOOPPOOL_SEED={seed}')
+    chance, journal = random.Random(seed), tmp_path / 'journal'
+    pool = make_pool(context, journal)
     clients = Clients(pool, chance, SIZES[context])
     async with pool:
-        havoc = [asyncio.ensure_future(wreak(pool, chance)) for _ in range(2)]
-        await asyncio.gather(*[clients.client() for _ in range(CLIENTS)])
-        for one in havoc:
-            one.cancel()
-        await asyncio.wait(havoc)
-        await assert_sound(pool)
-    check(clients, Counter(number for (number,) in NUMBER.iter_unpack(journal.read_bytes())))
+        await besiege(pool, clients, chance)
+    print(sorted(clients.ended.items()))
+    check(clients, read_journal(journal))
+
+
+def read_journal(journal: Path) -> Counter[int]:
+    return Counter(number for (number,) in NUMBER.iter_unpack(journal.read_bytes()))
 
 
 def check(clients: Clients, ran: Counter[int]) -> None:
-    print(sorted(clients.ended.items()))
     assert not clients.wrong
     assert set(ran.values()) == {1}, 'something ran twice'
     assert clients.returned <= ran.keys()
