@@ -1,4 +1,4 @@
-'''The command: ``python -m benchmarks`` with ``messages``, ``calls`` or ``payloads``, and with ``setup``.'''
+'''The command: ``python -m benchmarks`` with ``messages``, ``calls``, ``payloads``, ``scale`` or ``setup``.'''
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from benchmarks.processes import ORIGINAL_FOLDER
 from benchmarks.report import table, verdicts
 from benchmarks.results import Results
 from benchmarks.rounds import run_rounds
+from benchmarks.scale_catalogue import scale_sections
 from benchmarks.targets import Target, targets
 
 __all__ = ['main']
@@ -34,13 +35,18 @@ _SUITES: dict[str, tuple[Callable[[Sizes], list[Section]], Callable[[], list[Tar
     'messages': (sections, targets),
     'calls': (call_sections, call_targets),
     'payloads': (payload_sections, payload_targets),
+    'scale': (scale_sections, list),
 }
 '''What each command runs, and what looppool has to reach there.'''
+
+_ROUNDS = {'messages': 5, 'calls': 5, 'payloads': 5, 'scale': 3}
+'''How often, if nothing else is asked for.'''
 
 _HELP = {
     'messages': 'measure messages, and what a pool costs',
     'calls': 'measure calls, map and streams',
     'payloads': 'measure large arrays',
+    'scale': 'measure one to many workers, and one to very many tasks in flight',
 }
 
 
@@ -73,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         name: commands.add_parser(name, help=f'{text}: run every contender in interleaved rounds and print one table')
         for name, text in _HELP.items()
     }
-    for suite in suites.values():
-        suite.add_argument('--rounds', type=_positive, help='default: 5, with --quick 1')
+    for name, suite in suites.items():
+        suite.add_argument('--rounds', type=_positive, help=f'default: {_ROUNDS[name]}, with --quick 1')
         suite.add_argument(
             '--only', action='append', default=[], metavar='TEXT',
             help='run what has TEXT in its name, "section/contender"; may be repeated',
@@ -125,7 +131,7 @@ def _setup() -> int:
 
 
 def _measure(chosen: list[Section], options: argparse.Namespace) -> int:
-    rounds = options.rounds or (1 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else _ROUNDS[options.command])
     results, load = Results(), [os.getloadavg()[0]]
     code = 0
     try:
@@ -145,6 +151,8 @@ def _print(
     print(f'\nPython {platform.python_version()}, {_versions()}; {os.cpu_count()} cores')
     print(f'medians of {rounds} round(s); load average {load[0]:.2f} before them, {load[1]:.2f} after them\n')
     print(table(chosen, results))
+    if not _targets(options):
+        return
     doubt = ' (with --quick: too few messages to judge by)' if options.quick else ''
     print(f'\nTargets{doubt}\n{verdicts(_targets(options), results)}')
 

@@ -7,14 +7,14 @@ import looppool
 from benchmarks.load import Load, PingPong, Values, rate_async
 from benchmarks.workers import Echo, EchoFromCoroutine, EchoWithCredit, Nap
 
-__all__ = ['latency', 'sleepers', 'throughput']
+__all__ = ['Feed', 'latency', 'sleepers', 'throughput']
 
 ResultDone = Callable[[], None]
 
 _WORKERS = {'plain': Echo, 'coroutine': EchoFromCoroutine, 'both': EchoWithCredit}
 
 
-class _Feed:
+class Feed:
     '''Puts messages as fast as the pool takes them, and counts the results.'''
 
     def __init__(self, pool: 'looppool.Pool[int, int]', coroutine: bool) -> None:
@@ -70,7 +70,7 @@ def latency(load: Load) -> Values:
 
 
 async def _fed(pool: 'looppool.Pool[int, int]', load: Load) -> Values:
-    feed = _Feed(pool, load.handlers == 'both')
+    feed = Feed(pool, load.handlers == 'both')
     async with pool:
         return await rate_async(feed.run, load)
 

@@ -44,6 +44,7 @@ class Load:
         ordered: whether the values of a ``map`` come in the order of the items.
         payload: bytes of one array.
         context: start method, where the job depends on it.
+        in_flight: tasks that are accepted and not done all through the run; 0 where a window decides.
         seconds: how long an idle pool is watched, or after how long the sampling of latencies ends.
     '''
 
@@ -54,6 +55,7 @@ class Load:
     ordered: bool = True
     payload: int = 0
     context: str = 'forkserver'
+    in_flight: int = 0
     seconds: float = 3.0
 
     @property

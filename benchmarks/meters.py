@@ -2,19 +2,29 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import psutil
 
 from benchmarks.load import Values
 
-__all__ = ['cpu_of_tree', 'memory', 'pss_of_tree']
+__all__ = ['cpu_of', 'cpu_of_tree', 'mean_uss', 'memory', 'pss_of_tree']
 
 
 def memory(pids: Iterable[int]) -> Values:
     '''Return USS and PSS, in bytes, of the process among *pids* whose USS is largest.'''
     largest = max((psutil.Process(pid).memory_full_info() for pid in pids), key=lambda info: int(info.uss))
     return {'uss': largest.uss, 'pss': largest.pss}
+
+
+def mean_uss(pids: Collection[int]) -> float:
+    '''Return the USS, in bytes, that the processes *pids* have on average.'''
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in pids) / len(pids)
+
+
+def cpu_of(pids: Iterable[int]) -> float:
+    '''Return the CPU seconds used so far by the processes *pids*.'''
+    return sum(_cpu(psutil.Process(pid)) for pid in pids)
 
 
 def cpu_of_tree() -> float:

@@ -22,7 +22,12 @@ UNITS = {
     'cold': ('ms', 1e3, 0),
     'warm': ('ms', 1e3, 0),
     'import': ('ms', 1e3, 1),
+    'parent cpu': ('s/100k', 1e5, 3),
+    'workers cpu': ('s/100k', 1e5, 3),
+    'start': ('ms', 1e3, 0),
+    'stop': ('ms', 1e3, 0),
     'uss': ('MiB', 1 / 2**20, 1),
+    'parent uss': ('MiB', 1 / 2**20, 1),
     'pss': ('MiB', 1 / 2**20, 1),
     'cpu': ('%', 100.0, 2),
     'parent': ('%', 100.0, 1),
@@ -43,7 +48,7 @@ UNITS = {
 Rates and speeds are measured in messages or bytes a second, copies in copies.
 '''
 
-_WIDTHS = (46, 8, 16, 25, 11, 12)
+_WIDTHS = (46, 13, 16, 25, 11, 12)
 _HEADINGS = ('', 'value', 'median', 'lowest … highest', '× ceiling', '× looppool')
 
 

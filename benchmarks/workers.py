@@ -1,12 +1,17 @@
 """The workers that looppool's own rows run; nothing but looppool is imported here, for each worker imports it."""
 
 import asyncio
+import time
+from collections import deque
 from typing import Any
 
 import looppool
 from benchmarks.peers.tasks import NAP, first_element
 
-__all__ = ['Echo', 'EchoFromCoroutine', 'EchoWithCredit', 'Keeper', 'Nap']
+__all__ = ['BUSY', 'Busy', 'Echo', 'EchoFromCoroutine', 'EchoWithCredit', 'Hold', 'Keeper', 'Nap']
+
+BUSY = 0.001
+'''Seconds of CPU that one busy task takes.'''
 
 
 class Echo(looppool.Worker[int, int]):
@@ -53,4 +58,32 @@ class Nap(looppool.Worker[int, int]):
     @looppool.task_done
     async def _process_message(self, message: int) -> None:
         await asyncio.sleep(NAP)
+        self._put_nowait(message)
+
+
+class Busy(looppool.Worker[int, int]):
+    '''Answers after `BUSY` seconds of CPU time, however long that takes.'''
+
+    @looppool.task_done
+    def _process_message(self, message: int) -> None:
+        end = time.process_time() + BUSY
+        while time.process_time() < end:
+            pass
+        self._put_nowait(message)
+
+
+class Hold(looppool.Worker[int, int]):
+    '''Has many coroutines wait, and lets the oldest one answer when one more than *hold* of them do.'''
+
+    def _initialise(self, hold: int) -> None:
+        self._hold = hold
+        self._held: deque[asyncio.Future[None]] = deque()
+
+    @looppool.task_done
+    async def _process_message(self, message: int) -> None:
+        released = asyncio.get_running_loop().create_future()
+        self._held.append(released)
+        if len(self._held) > self._hold:
+            self._held.popleft().set_result(None)
+        await released
         self._put_nowait(message)

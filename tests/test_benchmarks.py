@@ -2,11 +2,14 @@
 
 import ast
 import asyncio
+import json
 import subprocess
 import sys
 import types
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from command import ROOT
@@ -20,6 +23,8 @@ arrays: Any = import_module('benchmarks.arrays')
 call_catalogue: Any = import_module('benchmarks.call_catalogue')
 call_targets: Any = import_module('benchmarks.call_targets')
 child: Any = import_module('benchmarks.child')
+graph: Any = import_module('benchmarks.graph')
+hotpath: Any = import_module('benchmarks.hotpath')
 load: Any = import_module('benchmarks.load')
 payload_catalogue: Any = import_module('benchmarks.payload_catalogue')
 payload_targets: Any = import_module('benchmarks.payload_targets')
@@ -27,12 +32,14 @@ processes: Any = import_module('benchmarks.processes')
 report: Any = import_module('benchmarks.report')
 results: Any = import_module('benchmarks.results')
 rounds: Any = import_module('benchmarks.rounds')
+scale_catalogue: Any = import_module('benchmarks.scale_catalogue')
 targets: Any = import_module('benchmarks.targets')
 
 SUITES = {
     'messages': (catalogue.sections, targets.targets),
     'calls': (call_catalogue.call_sections, call_targets.call_targets),
     'payloads': (payload_catalogue.payload_sections, payload_targets.payload_targets),
+    'scale': (scale_catalogue.scale_sections, list),
 }
 SECTIONS = [section for sections, _ in SUITES.values() for section in sections(catalogue.Sizes())]
 
@@ -188,3 +195,64 @@ def test_the_command_lists_what_there_is() -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
 
     assert ended.returncode == 2 and 'map/multiprocessing.Pool, imap_unordered' in ended.stderr
+
+
+def test_the_command_measures_how_it_scales_and_the_data_can_be_drawn(tmp_path: Path) -> None:
+    data = tmp_path / 'scale.json'
+    rows = [option for row in ('/looppool, 2 workers', '/looppool, 100 in flight') for option in ('--only', row)]
+    command = [sys.executable, '-m', 'benchmarks', 'scale', '--quick', '--json', str(data), *rows]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    assert 'failed' not in ended.stdout and 'Targets' not in ended.stdout
+    measured = json.loads(data.read_text())['results']
+    assert len(measured) == 4
+    for outcomes in measured.values():
+        assert all(values['rate'] > 0 and values['uss'] > 0 for values in outcomes.values())
+
+
+def scaled(value: float) -> dict[str, Any]:
+    '''The report of a run in which every row of `scale` has measured nothing but so much, in two rounds.'''
+    outcomes = {'0': dict.fromkeys(report.UNITS, value), '1': dict.fromkeys(report.UNITS, 2 * value)}
+    sections = scale_catalogue.scale_sections(catalogue.Sizes())
+    keys = [section.key_of(contender) for section in sections for contender in section.contenders]
+    return {'python': '3', 'cores': 2, 'rounds': 2, 'results': dict.fromkeys(keys, outcomes)}
+
+
+@pytest.mark.parametrize('name', graph.FIGURES)
+@pytest.mark.parametrize('value', [1e-7, 1.0, 123_456.0])
+def test_each_point_is_drawn_within_its_panel(name: str, value: float) -> None:
+    root = ElementTree.fromstring(graph.drawn(name, scaled(value)))
+    panels = root.findall('{*}g')
+
+    assert len(panels) == len(graph.FIGURES[name].panels)
+    for panel, drawn in zip(graph.FIGURES[name].panels, panels, strict=True):
+        marks = drawn.findall('{*}circle') + drawn.findall('{*}rect')
+        assert len(marks) == 8 * len(panel.curves)  # seven points, and one in the legend
+        for mark in marks:
+            assert 70 < float(mark.get('cx') or mark.get('x') or 0) < 430
+            assert 20 < float(mark.get('cy') or mark.get('y') or 0) < 240
+
+
+@pytest.mark.parametrize('name', graph.FIGURES)
+def test_the_graph_of_the_manual_shows_the_data_beside_the_benchmarks(name: str) -> None:
+    data = json.loads((ROOT / 'benchmarks' / 'scale.json').read_text())
+
+    assert (ROOT / 'manual' / name).read_text() == graph.drawn(name, data)
+
+
+@pytest.mark.parametrize(
+    ('frames', 'part'),
+    [
+        (['Pool.put (looppool/pool.py:218)', 'encode (looppool/codec.py:87)'], 'looppool'),
+        (['encode (looppool/codec.py:87)', 'save (_pickle.c:4)', '_PyObject_Malloc (obmalloc.c:9)'], 'pickle'),
+        (['Channel._write (looppool/channel.py:1)', 'sock_send (socketmodule.c:1)', 'send (libc.so.6)'], 'kernel'),
+        (['Pool.put (looppool/pool.py:1)', 'BaseEventLoop.call_soon (asyncio/base_events.py:7)'], 'asyncio'),
+        (['_run_once (asyncio/base_events.py:7)', 'Feed._result (benchmarks/engine.py:4)'], 'application'),
+        (['<module> (script.py:1)'], 'application'),
+        (['select (selectors.py:468)', 'epoll_wait (libc.so.6)'], None),
+    ],
+)
+def test_a_sample_belongs_to_the_innermost_part(frames: list[str], part: str | None) -> None:
+    assert hotpath.part_of(frames) == part
+    assert part is None or part in hotpath.PARTS
