@@ -1,4 +1,6 @@
-'''Where the time of a message goes, in the parent and in the worker: ``python -m benchmarks.hotpath``.
+'''Where the time of a message goes, in the parent and in the worker.
+
+    python -m benchmarks.hotpath > manual/hotpath.csv
 
 1. CPU time for one message is measured first, without a profiler. Then py-spy samples both processes, native frames
    included, and the shares of the samples cut that time into parts. It has to be installed, and allowed to look into
@@ -9,8 +11,8 @@
 '''
 
 import asyncio
+import csv
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -30,13 +32,13 @@ from benchmarks.workers import Echo, EchoFromCoroutine
 
 __all__ = ['PARTS', 'main', 'part_of']
 
-PARTS = ('looppool', 'pickle', 'kernel', 'asyncio', 'application')
-'''What a message's time is cut into; *kernel* is reading and writing.'''
+PARTS = ('looppool', 'pickle', 'kernel', 'asyncio', 'program')
+'''What a message's time is cut into; *kernel* is reading and writing, *program* what uses looppool.'''
 
 _MARKS = {
     'pickle': ('(_pickle', 'pickle.py:'),
     'kernel': ('send (libc', 'recv (libc', 'recvfrom (libc', 'sendto (libc'),
-    'application': ('(benchmarks/', '(concurrent/'),
+    'program': ('(benchmarks/', '(concurrent/'),
     'looppool': ('(looppool/',),
     'asyncio': ('(asyncio/', '(_asyncio', '(selectors.py:', '(selectmodule', '(tornado/'),
 }
@@ -74,13 +76,14 @@ _CASES: dict[str, tuple[type[looppool.Worker[Any, Any]], Callable[[Pool], Run], 
 
 
 def main() -> None:
-    '''Measure every case and print the table, in microseconds of CPU for one message.'''
-    print(f'Python {platform.python_version()}, 1 worker; microseconds of CPU for one message')
-    print(f'{"":36}{"":8}{"all":>8}' + ''.join(f'{part:>13}' for part in PARTS))
+    '''Measure every case and print the table as CSV.'''
+    table = csv.writer(sys.stdout, lineterminator='\n')
+    table.writerow(['µs of CPU for one', 'process', 'all', *PARTS])
     for name, (worker_class, make, count) in _CASES.items():
         for process, (seconds, shares) in asyncio.run(_measured(worker_class, make, count)).items():
-            cells = ''.join(f'{seconds * shares[part] * 1e6:13.2f}' for part in PARTS)
-            print(f'{name:36}{process:8}{seconds * 1e6:8.2f}{cells}', flush=True)
+            parts = [seconds, *(seconds * shares[part] for part in PARTS)]
+            table.writerow([name, process, *(f'{part * 1e6:.2f}' for part in parts)])
+            sys.stdout.flush()
 
 
 async def _measured(
@@ -136,7 +139,7 @@ def part_of(frames: list[str]) -> str | None:
         for part, marks in _MARKS.items():
             if any(mark in frame for mark in marks):
                 return part
-    return 'application'
+    return 'program'
 
 
 if __name__ == '__main__':

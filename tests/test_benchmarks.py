@@ -248,8 +248,8 @@ def test_the_graph_of_the_manual_shows_the_data_beside_the_benchmarks(name: str)
         (['encode (looppool/codec.py:87)', 'save (_pickle.c:4)', '_PyObject_Malloc (obmalloc.c:9)'], 'pickle'),
         (['Channel._write (looppool/channel.py:1)', 'sock_send (socketmodule.c:1)', 'send (libc.so.6)'], 'kernel'),
         (['Pool.put (looppool/pool.py:1)', 'BaseEventLoop.call_soon (asyncio/base_events.py:7)'], 'asyncio'),
-        (['_run_once (asyncio/base_events.py:7)', 'Feed._result (benchmarks/engine.py:4)'], 'application'),
-        (['<module> (script.py:1)'], 'application'),
+        (['_run_once (asyncio/base_events.py:7)', 'Feed._result (benchmarks/engine.py:4)'], 'program'),
+        (['<module> (script.py:1)'], 'program'),
         (['select (selectors.py:468)', 'epoll_wait (libc.so.6)'], None),
     ],
 )
