@@ -6,12 +6,14 @@
    killed, interrupted, come and go. Then `test_killer` has its turn with a pool of its own, under each context in turn,
    so that also pools come and go. The accounts of both are checked: what went in came out, exactly once.
 2. Between two rounds nothing is under way, so the parent and the fork servers have to have what they had: as many
-   descriptors, threads and processes, all permits, and about as much memory.
+   descriptors, threads and processes, all permits, and about as much memory. Segments are kept for the next large
+   message, for some seconds; there have to be about as many.
 3. What fails, fails at once, with the seed; ``LOOPPOOL_SEED=...`` runs it again, as far as the moments allow it.
 '''
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -35,6 +37,8 @@ from looppool import Pool, process
 
 WARM_UP = len(CONTEXTS)
 '''Rounds after which every fork server runs and whatever is made once has been made.'''
+SEGMENT = '/memfd:looppool (deleted)'
+'''What the descriptor of a segment refers to.'''
 ROUND_LIMIT = 240.0
 '''Seconds for one round, which takes some ten.'''
 TELL_EVERY = 60.0
@@ -45,6 +49,8 @@ GROWTH = 0.1
 '''How much more memory there may be towards the end than towards the beginning, as a share.'''
 SLACK = 4 << 20
 '''So many bytes more are none too many in any case.'''
+SEGMENTS_SLACK = 10
+'''So many segments likewise.'''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +59,9 @@ class Sample:
 
     memory: int
     server_memory: int
+    segments: int
     counts: dict[str, int]
-    '''Of descriptors, threads and processes.'''
+    '''Of other descriptors, threads and processes.'''
 
 
 class Soak:
@@ -91,7 +98,8 @@ class Soak:
         '''How far it is, on one line.'''
         last = self.samples[-1]
         sizes = f'parent {last.memory / 2**20:.1f} MiB, fork servers {last.server_memory / 2**20:.1f} MiB'
-        return f'{self.total["rounds"]} rounds, {self.total["killed"]:,} killed, {sizes}, {last.counts}'
+        rounds = f'{self.total["rounds"]} rounds, {self.total["killed"]:,} killed'
+        return f'{rounds}, {sizes}, {last.segments} segments, {last.counts}'
 
     async def _round(self, pool: Pool[int, int], journal: Path) -> None:
         await self._mixed(pool, journal)
@@ -140,17 +148,29 @@ async def calm(pool: Pool[int, int]) -> None:
 def sample() -> Sample:
     gc.collect()
     own = psutil.Process()
+    descriptors = targets_of_descriptors()
+    segments = sum(target == SEGMENT for target in descriptors)
     servers = [psutil.Process(pid) for pid in process.fork_server_pids()]
     return Sample(
         own.memory_info().rss,
         sum(server.memory_info().rss for server in servers),
+        segments,
         {
-            'descriptors': own.num_fds(),
+            'descriptors': len(descriptors) - segments,
             'descriptors of fork servers': sum(server.num_fds() for server in servers),
             'threads': own.num_threads(),
             'processes': len(own.children(recursive=True)),
         },
     )
+
+
+def targets_of_descriptors() -> list[str]:
+    '''What the descriptors of this process refer to.'''
+    found = []
+    for name in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(FileNotFoundError):  # the one of the listing itself
+            found.append(os.readlink(f'/proc/self/fd/{name}'))
+    return found
 
 
 def check_counts(samples: Sequence[Sample]) -> None:
@@ -159,13 +179,13 @@ def check_counts(samples: Sequence[Sample]) -> None:
         assert samples[-1].counts == samples[WARM_UP - 1].counts, (samples[-1], samples[WARM_UP - 1])
 
 
-def check_memory(sizes: Sequence[int]) -> tuple[float, float]:
-    '''Memory has not grown; returns its medians over the first and the last quarter, the warm-up left out.'''
+def check_flat(name: str, sizes: Sequence[int], slack: int) -> tuple[float, float]:
+    '''Something has not grown; returns its medians over the first and the last quarter, the warm-up left out.'''
     flat = sizes[max(WARM_UP, len(sizes) // 10):]
     quarter = max(1, len(flat) // 4)
     first, last = statistics.median(flat[:quarter]), statistics.median(flat[-quarter:])
     if len(sizes) >= FEWEST:
-        assert last <= max(first * (1 + GROWTH), first + SLACK), f'memory grew from {first:,.0f} to {last:,.0f} bytes'
+        assert last <= max(first * (1 + GROWTH), first + slack), f'{name} grew from {first:,.0f} to {last:,.0f}'
     return first, last
 
 
@@ -189,8 +209,10 @@ def print_summary(soak: Soak) -> None:
     for name, count in soak.samples[-1].counts.items():
         print(f'{name}: {count}, as at the beginning')
     for name, field in (('the parent', 'memory'), ('the fork servers', 'server_memory')):
-        first, last = check_memory([getattr(sample, field) for sample in soak.samples])
+        first, last = check_flat(f'memory of {name}', [getattr(each, field) for each in soak.samples], SLACK)
         print(f'memory of {name}: {first / 2**20:.1f} MiB in the first quarter, {last / 2**20:.1f} MiB in the last')
+    first, last = check_flat('the number of segments', [each.segments for each in soak.samples], SEGMENTS_SLACK)
+    print(f'segments: {first:g} in the first quarter, {last:g} in the last')
 
 
 if __name__ == '__main__':
