@@ -6,7 +6,8 @@
    backlog of short tasks does not block the loop's other users.
 3. What is sent while reading or working leaves in one write at its end; what is sent elsewhere, or can wait, leaves in
    one write at the next turn of the loop. A partial write waits for writability.
-4. Descriptors that are sent arrive no later than the bytes that are sent after them, in their order.
+4. Descriptors have a socket of their own, as reading them makes every read slower; the side that opens it sends its
+   other end with the first bytes. They arrive no later than the bytes that are sent after them, in their order.
 5. Whatever is wrong with the socket or the framing closes the channel, once, and is told to `on_closed`.
 '''
 
@@ -25,14 +26,14 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from .errors import ProtocolError
+from .frames import WRITE_SIZE
 
 __all__ = ['SLICE', 'Channel', 'End']
 
 READ_SIZE: Final = 256 * 1024
 _MOST_DESCRIPTORS: Final = 250
 '''How many are sent at once; Linux takes 253.'''
-_INT: Final = array('i').itemsize
-_EXTRA_SIZE: Final = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _INT)
+_EXTRA_SIZE: Final = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array('i').itemsize)
 # Plain ints: those of the enumeration are slow to combine.
 _CLOSE_ON_EXEC: Final = int(getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
 _TRUNCATED: Final = int(socket.MSG_CTRUNC)
@@ -45,7 +46,8 @@ class End(Protocol):
     '''The end of a link, as `protocol.py` has it.'''
 
     def receive_data(self, data: bytes) -> None: ...
-    def data_to_send(self) -> bytes: ...
+    def data_to_send(self) -> bytes:
+        '''The next bytes; fewer than `WRITE_SIZE` are the last ones.'''
     @property
     def urgent(self) -> bool: ...
 
@@ -57,6 +59,8 @@ class Channel:
     :param loop: the asyncio loop to work on.
     :param work: ``work(deadline)`` takes up what was received; it returns whether it wants to be called soon again.
     :param on_closed: called once when the other side is gone (None) or broke the protocol (the error).
+    :param descriptors: a socketpair for descriptors, which the channel owns from now on; None: it comes from the other
+        side.
     '''
 
     def __init__(
@@ -65,6 +69,7 @@ class Channel:
         loop: asyncio.AbstractEventLoop,
         work: Callable[[float], bool],
         on_closed: Callable[[ProtocolError | None], None],
+        descriptors: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
         sock.setblocking(False)
         self.end: End
@@ -73,8 +78,13 @@ class Channel:
         self._work = work
         self._on_closed = on_closed
         self._buffer = memoryview(bytearray(READ_SIZE))
-        self._buffers = [self._buffer]
         self._unsent = memoryview(b'')
+        self._descriptors: socket.socket | None = None
+        self._to_send: socket.socket | None = None
+        if descriptors is not None:
+            self._descriptors, self._to_send = descriptors
+            self._descriptors.setblocking(False)
+        self._first = True
         self._descriptors_out: deque[Any] = deque()
         self._descriptors_in: deque[int] = deque()
         # Whoever happens to wake the channel must not lend its context variables to the work that follows.
@@ -114,18 +124,20 @@ class Channel:
             data = self.end.data_to_send()
             if data:
                 self._write(memoryview(data))
-            if not self.end.urgent:
+            if len(data) < WRITE_SIZE:
                 break
 
     def send_descriptor(self, segment: Any) -> None:
-        '''Send the descriptor of a segment (its ``fd``) with the next bytes, or ahead of them.'''
+        '''Send the descriptor of a segment (its ``fd``) ahead of the next bytes.'''
         self._descriptors_out.append(segment)
 
     def _write(self, data: memoryview) -> None:
         sent = 0
         try:
-            while self._descriptors_out:
-                sent += self._send_descriptors(data[sent : sent + 1])
+            if self._to_send is not None:
+                sent = self._send_socket(data)
+            if self._descriptors_out:
+                self._send_descriptors()
             sent += self._sock.send(data[sent:] if sent else data)
         except (BlockingIOError, InterruptedError):
             pass
@@ -136,19 +148,27 @@ class Channel:
             self._unsent = data[sent:]
             self._loop.add_writer(self._sock, self._on_writable)
 
-    def _send_descriptors(self, byte: memoryview) -> int:
-        '''Send as many as one call may, with one byte that they come along with.'''
-        segments = list(islice(self._descriptors_out, _MOST_DESCRIPTORS))
-        try:
-            sent = socket.send_fds(self._sock, [byte], [segment.fd for segment in segments])
-        except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:
-                # Too many are on their way: it goes on when some have arrived.
-                raise BlockingIOError from error
-            raise
-        for _ in segments:
-            self._descriptors_out.popleft()
+    def _send_socket(self, data: memoryview) -> int:
+        '''Send the other side's end of the socket for descriptors, with the first bytes.'''
+        assert self._to_send is not None
+        sent = socket.send_fds(self._sock, [data], [self._to_send.fileno()])
+        self._to_send.close()
+        self._to_send = None
         return sent
+
+    def _send_descriptors(self) -> None:
+        assert self._descriptors is not None
+        while self._descriptors_out:
+            segments = list(islice(self._descriptors_out, _MOST_DESCRIPTORS))
+            try:
+                socket.send_fds(self._descriptors, [b'.'], [segment.fd for segment in segments])
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:
+                    # Too many are on their way: it goes on when some have arrived.
+                    raise BlockingIOError from error
+                raise
+            for _ in segments:
+                self._descriptors_out.popleft()
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._sock)
@@ -181,35 +201,45 @@ class Channel:
     def _receive(self) -> bool:
         '''Read once; return whether there can be more.'''
         try:
-            count, extra, flags, _ = self._sock.recvmsg_into(self._buffers, _EXTRA_SIZE, _CLOSE_ON_EXEC)
-        except (BlockingIOError, InterruptedError):
-            return True
-        except OSError:
-            count, extra, flags = 0, [], 0
-        if not count:
-            self._tell_closed(None)
-            return False
-        if extra:
-            self._take_in(extra)
-        try:
-            if flags & _TRUNCATED:
-                raise ProtocolError('a descriptor did not arrive: too many are open in this process')
-            self.end.receive_data(bytes(self._buffer[:count]))
+            count = self._read()
+            if count is None:
+                return True
+            if count:
+                self.end.receive_data(bytes(self._buffer[:count]))
+                return True
         except ProtocolError as error:
             self._tell_closed(error)
-            return False
-        return True
+        else:
+            self._tell_closed(None)
+        return False
 
-    def _take_in(self, extra: list[tuple[int, int, bytes]]) -> None:
-        for level, kind, data in extra:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self._descriptors_in.extend(memoryview(data)[: len(data) // _INT * _INT].cast('i'))
+    def _read(self) -> int | None:
+        '''How many bytes have come: none, if the other side is gone. None if it has nothing to say now.'''
+        try:
+            if self._first:
+                self._receive_socket()
+            return self._sock.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return 0
+
+    def _receive_socket(self) -> None:
+        '''Take the socket for descriptors, which comes with the first byte; the byte itself is still to be read.'''
+        descriptors = _receive_descriptors(self._sock, socket.MSG_PEEK)
+        self._first = False
+        if descriptors:
+            self._descriptors = socket.socket(fileno=descriptors[0])
+            self._descriptors.setblocking(False)
 
     def take_descriptor(self) -> int:
         '''The first descriptor that has come and was not taken; the caller closes it.
 
         :raises ProtocolError: there is none.
         '''
+        if not self._descriptors_in and self._descriptors is not None:
+            with contextlib.suppress(BlockingIOError):
+                self._descriptors_in.extend(_receive_descriptors(self._descriptors))
         if not self._descriptors_in:
             raise ProtocolError('a descriptor was to come, but did not')
         return self._descriptors_in.popleft()
@@ -280,6 +310,9 @@ class Channel:
         self._descriptors_out.clear()
         while self._descriptors_in:
             os.close(self._descriptors_in.popleft())
+        for sock in (self._descriptors, self._to_send):
+            if sock is not None:
+                sock.close()
 
     def _forget(self) -> None:
         '''In a forked child: close the descriptor, but leave the loop alone, which shares its epoll with the parent.'''
@@ -288,6 +321,20 @@ class Channel:
         # Not by `close`, which does nothing while uvloop watches the socket.
         with contextlib.suppress(OSError):
             os.close(self._sock.detach())
+
+
+def _receive_descriptors(sock: socket.socket, flags: int = 0) -> 'array[int]':
+    '''The descriptors that come along with the next byte. (Those of ``socket.recv_fds`` outlive an exec.)'''
+    found = array('i')
+    _, extra, flags, _ = sock.recvmsg(1, _EXTRA_SIZE, _CLOSE_ON_EXEC | flags)
+    for level, kind, data in extra:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) // found.itemsize * found.itemsize])
+    if flags & _TRUNCATED:
+        for descriptor in found:
+            os.close(descriptor)
+        raise ProtocolError('a descriptor did not arrive: too many are open in this process')
+    return found
 
 
 _open_channels: weakref.WeakSet[Channel] = weakref.WeakSet()

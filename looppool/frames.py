@@ -19,6 +19,7 @@ __all__ = [
     'LARGE',
     'MAX_BODY',
     'RUN',
+    'WRITE_SIZE',
     'Frame',
     'Parser',
     'check_size',
@@ -35,6 +36,8 @@ HEADER_SIZE: Final = _HEADER.size
 MAX_BODY: Final = 2**32 - 1
 '''The largest body that the header can state, in bytes.'''
 
+WRITE_SIZE: Final = 1 << 20
+'''About how much is written at once, in bytes: what waits to be written is in memory once.'''
 _COUNT: Final = struct.Struct('<I')
 RUN: Final = 0x80
 '''The bit of a kind that says that the body is a run.'''

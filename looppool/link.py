@@ -81,7 +81,7 @@ class Link:
             self.page, page_fd = StatusPage.create()
             at_end.callback(os.close, page_fd)
             undo.callback(self.page.close)
-            self.channel = Channel(ours, self._loop, self._work, self._on_closed)
+            self.channel = Channel(ours, self._loop, self._work, self._on_closed, descriptors=socket.socketpair())
             undo.callback(self.channel.close)
             results = Window(settings.result_window, settings.window_bytes)
             self.end = PoolEnd(self, self._receive, self.channel.wake, results, self.channel.wake_later)

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import LARGE, MAX_BODY, RUN, Parser, cut_run, pack_header, pack_runs
+from .frames import LARGE, MAX_BODY, RUN, WRITE_SIZE, Parser, cut_run, pack_header, pack_runs
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
 from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
 from .payload import Body, cut, prefixed
@@ -50,8 +50,6 @@ _DONE: Final = int(Kind.DONE)
 _CREDIT: Final = int(Kind.CREDIT)
 _MAY_BE_LARGE: Final = frozenset({_ITEM, _VALUE, int(Kind.ASK), int(Kind.ANSWER)})
 '''Of what is not handed on through `deliver`.'''
-_WRITE_SIZE: Final = 1 << 20
-'''What is written at once, in bytes, unless one message is larger. What waits to be written is in memory once.'''
 _BYTES: Final = struct.Struct('<Q')
 _MORE: Final = struct.Struct('<IQ')
 _HEAD: Final = struct.Struct('<I')
@@ -204,16 +202,19 @@ class _End(Lending):
             self._legal[kind](ident, payload)
 
     def data_to_send(self) -> bytes:
-        '''The bytes to write next, which count as sent; none: that was all.'''
+        '''The bytes to write next, which count as sent; fewer than `WRITE_SIZE`: that was all.'''
         self._end_run()
         self._send_owing()
         if self.returned:
             self._give_back()
-        out, count = self._out, len(self._out)
-        if sum(map(len, out)) > _WRITE_SIZE:
-            count = 1 + sum(total < _WRITE_SIZE for total in accumulate(map(len, out)))
-        data = b''.join(out[:count])
-        del out[:count]
+        out = self._out
+        if sum(map(len, out)) < WRITE_SIZE:
+            data = b''.join(out)
+            out.clear()
+        else:
+            count = 1 + sum(total < WRITE_SIZE for total in accumulate(map(len, out)))
+            data = b''.join(out[:count])
+            del out[:count]
         return data
 
     @property

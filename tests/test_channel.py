@@ -19,16 +19,18 @@ from looppool.errors import ProtocolError
 
 pytestmark = on_each_loop
 
+Pair = tuple[socket.socket, socket.socket]
+
 
 class Side:
     '''One end of a link: sends what it is told to, keeps what it gets, and takes `!` for a broken protocol.'''
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, descriptors: Pair | None = None) -> None:
         self.received = bytearray()
         self.closed: list[ProtocolError | None] = []
         self.changed = asyncio.Event()
         self._out: list[bytes] = []
-        self.channel = Channel(sock, asyncio.get_running_loop(), self.work, self.on_closed)
+        self.channel = Channel(sock, asyncio.get_running_loop(), self.work, self.on_closed, descriptors)
         self.channel.open(self)
 
     def send(self, data: bytes) -> None:
@@ -88,8 +90,6 @@ def packets() -> Iterator[tuple[socket.socket, socket.socket]]:
     theirs.close()
 
 
-Pair = tuple[socket.socket, socket.socket]
-
 
 async def packet(sock: socket.socket) -> bytes:
     sock.setblocking(False)
@@ -147,7 +147,7 @@ def inodes(descriptors: list[int]) -> list[int]:
 
 
 async def test_descriptors_are_there_when_the_bytes_are_that_were_sent_after_them(pair: Pair) -> None:
-    left, right = map(Side, pair)
+    left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
     sent = files(600)
     for index, file in enumerate(sent):
         left.channel.send_descriptor(file)
@@ -171,7 +171,7 @@ async def test_descriptors_are_there_when_the_bytes_are_that_were_sent_after_the
 
 
 async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
-    left, right = map(Side, pair)
+    left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
     sent = files(3)
     for file in sent:
         left.channel.send_descriptor(file)
@@ -183,19 +183,20 @@ async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
         file.file.close()
 
 
-async def test_where_no_more_descriptors_may_be_open_the_link_breaks(pair: Pair) -> None:
-    left, right = map(Side, pair)
+async def test_where_no_more_descriptors_may_be_open_the_protocol_is_broken(pair: Pair) -> None:
+    left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
     sent = files(3)
     for file in sent:
         left.channel.send_descriptor(file)
+    left.send(b'data')
+    await right.until_received(4)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (sent[-1].fd + 1, before[1]))
     try:
-        left.send(b'data')
-        [error] = await right.until_closed()
+        with pytest.raises(ProtocolError, match='too many are open'):
+            right.channel.take_descriptor()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert 'too many are open' in str(error)
     left.channel.close()
     right.channel.close()
     for file in sent:

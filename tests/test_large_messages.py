@@ -270,17 +270,18 @@ async def test_a_broadcast_lies_in_memory_once(context: str, logs: LogGuard) -> 
     logs.expect('was killed by SIGKILL')
     async with Pool(pool_size=3, worker_class=Keeper, context=context) as pool:
         before = pss(pool)
-        size = 32 << 20
+        size = 64 << 20
         await pool.broadcast(array(1, size), retain='table')
         results = pool.results()
         got = [await anext(results) for _ in range(3)]
         assert {(writeable, count) for _, writeable, count in got} == {(False, size)}
-        assert pss(pool) - before < 1.5 * size
+        # Three copies would be three times as much; forked workers take some of their parent's heap for their own.
+        assert pss(pool) - before < 2 * size
 
         os.kill(got[0][0], signal.SIGKILL)
         _, writeable, count = await anext(results)
         assert (writeable, count) == (False, size)
-        assert pss(pool) - before < 1.5 * size
+        assert pss(pool) - before < 2 * size
 
 
 def pss(pool: Pool[Any, Any]) -> int:
