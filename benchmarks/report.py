@@ -40,6 +40,7 @@ UNITS = {
     'to all': ('ms', 1e3, 1),
     'copies': ('×', 1.0, 2),
     'small': ('µs', 1e6, 1),
+    'small array': ('µs', 1e6, 1),
     '1 MiB': ('µs', 1e6, 1),
     '64 MiB': ('µs', 1e6, 1),
 }

@@ -15,9 +15,9 @@ _shared: Any = import_module('looppool.shared')
 
 
 def share(load: Load) -> Values:
-    '''Measure one call at a time with a list of one number, and with shared arrays of two sizes, in seconds.
+    '''Measure one call at a time with a list of one number, with a small array, and with shared arrays of two sizes.
 
-    Before each call the number, or the first element of the array, is written: the worker has to see it.
+    In seconds. Before each call the number, or the first element of the array, is written: the worker has to see it.
     '''
     return asyncio.run(_share(load))
 
@@ -25,6 +25,7 @@ def share(load: Load) -> Values:
 async def _share(load: Load) -> Values:
     arguments = {
         'small': [0],
+        'small array': blank(64),
         '1 MiB': _shared.share(blank(1 << 20)),
         '64 MiB': _shared.share(blank(64 << 20)),
     }

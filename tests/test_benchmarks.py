@@ -184,7 +184,7 @@ def test_the_command_measures_the_rows_of_looppool(suite: str) -> None:
 
     table = ended.stdout.partition('\nTargets')[0]
     assert 'failed' not in table and 'load average' in table, ended.stderr
-    assert ended.returncode == int('not installed: looppool.shared' in table), ended.stderr
+    assert ended.returncode == 0, ended.stderr
     for section in SUITES[suite][0](catalogue.Sizes()):
         for contender in section.contenders:
             assert (f'  {contender.name} ' in table) == contender.name.startswith(catalogue.LOOPPOOL)
