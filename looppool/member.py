@@ -130,8 +130,12 @@ class Member(Addressed):
         '''Those of them that were not taken up.'''
         return sum(link.unread for link in self._links())
 
+    def _pending_former(self) -> list[Link]:
+        '''Those of former processes that are of interest: they end, or their results are not all taken up.'''
+        return [link for link in self._former if link.results_pending or not link.buried]
+
     def _links(self) -> list[Link]:
-        self._former = [link for link in self._former if link.results_pending or not link.buried]
+        self._former = self._pending_former()
         return [*self._former, *(link for link in (self.link, self.successor) if link is not None)]
 
     def heartbeat_age(self) -> float | None:
@@ -281,7 +285,7 @@ class Member(Addressed):
         link = self.link
         assert link is not None
         link.end.pill()
-        self._former.append(link)
+        self._former = [*self._pending_former(), link]
         self.link = None
         self.close()
         self.state = 'restarting'
@@ -320,11 +324,11 @@ class Member(Addressed):
         link.page.close()
         link.buried = True
         if link is self.link:
-            self._former.append(link)
+            self._former = [*self._pending_former(), link]
             self.link = None
             self.close()
             self.state = 'stopped'
         elif link is self.successor:
-            self._former.append(link)
+            self._former = [*self._pending_former(), link]
             self.successor = None
         return owed

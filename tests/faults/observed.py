@@ -13,7 +13,7 @@ from workers import Casualty
 
 import looppool
 
-__all__ = ['PUTS', 'ObservedPool', 'Put', 'Watch', 'kill', 'until']
+__all__ = ['LIMIT', 'PUTS', 'ObservedPool', 'Put', 'Watch', 'kill', 'until']
 
 LIMIT = 20.0
 '''Seconds for anything that a test waits for.'''

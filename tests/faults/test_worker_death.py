@@ -1,8 +1,10 @@
 '''A worker that is killed, or ends itself: what fails, what moves, what waits, and what is run again.'''
 
+import gc
 import os
 import signal
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +364,14 @@ async def test_failure_handler_may_put_again(context: str, deaths: list[str]) ->
         pool.process_failure = put_again
         pool.put_nowait(('die',))
         assert await pool.result() == 'again'
+
+
+async def test_what_was_known_of_dead_processes_is_forgotten(deaths: list[str]) -> None:
+    links: weakref.WeakSet[Any] = weakref.WeakSet()
+    async with ObservedPool(pool_size=1, context='fork', max_restarts=10) as pool:
+        for restarts in range(1, 6):
+            links.add(pool.link(0))
+            kill(pool.members[0].pid)
+            await pool.replaced(restarts=restarts)
+        # What belongs to the last one may be under way.
+        await until(lambda: gc.collect() >= 0 and len(links) <= 1)
