@@ -33,6 +33,8 @@ __all__ = ['SLICE', 'Channel', 'End']
 READ_SIZE: Final = 256 * 1024
 _MOST_DESCRIPTORS: Final = 250
 '''How many are sent at once; Linux takes 253.'''
+_DESCRIPTORS_PAUSE: Final = 0.02
+'''Seconds until descriptors are sent that could not be sent.'''
 _EXTRA_SIZE: Final = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array('i').itemsize)
 # Plain ints: those of the enumeration are slow to combine.
 _CLOSE_ON_EXEC: Final = int(getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
@@ -136,8 +138,10 @@ class Channel:
         try:
             if self._to_send is not None:
                 sent = self._send_socket(data)
-            if self._descriptors_out:
-                self._send_descriptors()
+            if self._descriptors_out and not self._send_descriptors():
+                self._unsent = data[sent:]
+                self._loop.call_later(_DESCRIPTORS_PAUSE, self._on_writable)
+                return
             sent += self._sock.send(data[sent:] if sent else data)
         except (BlockingIOError, InterruptedError):
             pass
@@ -156,21 +160,29 @@ class Channel:
         self._to_send = None
         return sent
 
-    def _send_descriptors(self) -> None:
+    def _send_descriptors(self) -> bool:
+        '''Send those that are to be sent; return whether there was room for all of them.'''
         assert self._descriptors is not None
         while self._descriptors_out:
             segments = list(islice(self._descriptors_out, _MOST_DESCRIPTORS))
             try:
                 socket.send_fds(self._descriptors, [b'.'], [segment.fd for segment in segments])
+            except (BlockingIOError, InterruptedError):
+                return False
             except OSError as error:
                 if error.errno == errno.ETOOMANYREFS:
-                    # Too many are on their way: it goes on when some have arrived.
-                    raise BlockingIOError from error
+                    # The user's processes have too many on their way.
+                    return False
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                    self._tell_closed(ProtocolError(f'a descriptor could not be sent: {error}'))
                 raise
             for _ in segments:
                 self._descriptors_out.popleft()
+        return True
 
     def _on_writable(self) -> None:
+        if not self._open:
+            return
         self._loop.remove_writer(self._sock)
         rest, self._unsent = self._unsent, memoryview(b'')
         self._write(rest)

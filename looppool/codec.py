@@ -248,7 +248,7 @@ def _value_pickler() -> Any:
             if isinstance(obj, ContextVar):
                 return reduce_variable(obj)
             if isinstance(obj, memoryview):
-                return memoryview, (pickle.PickleBuffer(obj),)
+                return _view, (pickle.PickleBuffer(obj), obj.format, obj.shape)
             rebuild = _REBUILT.get(type(obj))
             if rebuild is not None and obj.__module__ == '__main__':
                 return rebuild(obj)
@@ -258,6 +258,10 @@ def _value_pickler() -> Any:
             return reduced
 
     return ValuePickler
+
+
+def _view(buffer: Any, code: str, shape: tuple[int, ...]) -> memoryview:
+    return memoryview(buffer).cast('B').cast(code, shape)  # type: ignore[call-overload, no-any-return]
 
 
 class _Namespace(dict[str, str]):

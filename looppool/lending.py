@@ -91,11 +91,11 @@ class Lending:
         mode = COPY if again and payload.mode == OWN else payload.mode
         self._send(kind | LARGE, ident, payload.reference(self._uses, mode))
 
-    def forget(self, segment: Segment) -> None:
+    def forget(self, key: int) -> None:
         '''A segment is not wanted any more: say so, unless the other side has messages in it.'''
-        if self._said.get(segment.key) == 0:
-            del self._said[segment.key]
-            self._send(Kind.FORGET, segment.key)
+        if self._said.get(key) == 0:
+            del self._said[key]
+            self._send(Kind.FORGET, key)
 
     def let_go(self) -> None:
         '''The other side is gone, and uses nothing any more. What came from it stays with those who hold it.'''
@@ -104,10 +104,11 @@ class Lending:
 
     def _give_back(self) -> None:
         '''Send what was returned, behind whatever else leaves now.'''
-        uses: list[int] = []
-        while self.returned and len(uses) < MOST_IDS:
-            uses.append(self.returned.popleft())
-        self._append(Kind.GIVE_BACK, 0, struct.pack(f'<{len(uses)}Q', *uses))
+        while self.returned:
+            uses: list[int] = []
+            while self.returned and len(uses) < MOST_IDS:
+                uses.append(self.returned.popleft())
+            self._append(Kind.GIVE_BACK, 0, struct.pack(f'<{len(uses)}Q', *uses))
 
     def _on_segment(self, key: int, body: bytes) -> None:
         if len(body) != _SEGMENT.size or key in self._segments:
@@ -127,7 +128,7 @@ class Lending:
             for segment in payload.segments:
                 self._said[segment.key] -= 1
                 if not segment.wanted:
-                    self.forget(segment)
+                    self.forget(segment.key)
 
 
 def unpacked_ids(body: bytes) -> tuple[int, ...]:

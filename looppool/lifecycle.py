@@ -72,7 +72,7 @@ class Lifecycle(Verbs):
         self.ioloop = ioloop
         self.changed = asyncio.Event()
         self.draining = False
-        self._store = open_store(settings.max_bytes)
+        self._store = open_store(settings.max_bytes, settings.most_segments)
         self.packing = Packing(settings.codec, settings.contextvars, self._store)
         self.handlers = Handlers(self.name, self.changed, self.packing)
         self._roster = roster
@@ -378,6 +378,7 @@ class Lifecycle(Verbs):
         self._results.put_nowait((END, None))
         self._feed.put('stopped', cause=self._refusal() if self.state == 'broken' else None, size=len(self.members))
         self._feed.end()
+        self._roster.retained.clear()
         if self._store is not None:
             self._store.close()
         self._closed.set()

@@ -11,6 +11,7 @@
 '''
 
 import asyncio
+import bisect
 import contextlib
 import ctypes
 import errno
@@ -19,6 +20,8 @@ import functools
 import mmap
 import os
 import pickle
+import sys
+import threading
 import time
 import weakref
 from collections import deque
@@ -33,6 +36,8 @@ from .payload import LEAST, Payload, Piece
 __all__ = ['SegmentStore', 'SharedSegment', 'Sharing', 'aligned', 'open_store', 'shared_piece']
 
 _POSSIBLE: Final = hasattr(os, 'memfd_create')
+# From 3.13 on a mapping need not have a descriptor of its own.
+_UNTRACKED: Final[dict[str, Any]] = {'trackfd': False} if sys.version_info >= (3, 13) else {}
 _SLAB: Final = 4 << 20
 '''Bytes of a segment that is cut into several blocks.'''
 _LARGEST_CUT: Final = 1 << 20
@@ -58,7 +63,9 @@ class _Segment:
 
     @functools.cached_property
     def mapping(self) -> mmap.mmap:
-        return mmap.mmap(self.fd, self.capacity)
+        if self.fd < 0:
+            raise OSError(errno.EBADF, 'the segment belongs to the process that this one was forked from')
+        return mmap.mmap(self.fd, self.capacity, **_UNTRACKED)
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -66,8 +73,9 @@ class _Segment:
 
     def _forget(self) -> None:
         '''In a forked child: let go of it, unless somebody has a view of it there.'''
-        os.close(self.fd)
-        self.fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
         if 'mapping' in vars(self):
             with contextlib.suppress(BufferError):
                 self.mapping.close()
@@ -91,13 +99,33 @@ class _OwnSegment(_Segment):
     def __init__(self, capacity: int, block: int) -> None:
         super().__init__(*_create(capacity))
         self.block = block
+        self.hollow: list[int] = []
+        '''Free blocks that have no memory now.'''
+        self.rested: set[int] = set()
+        '''Those that were free some seconds ago.'''
         self.free = list(range(capacity - block, -1, -block))
         # Touched now, where it may fail and need not be waited for page by page.
-        self.mapping = mmap.mmap(self.fd, capacity, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0))
+        self.mapping = mmap.mmap(self.fd, capacity, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0), **_UNTRACKED)
 
     @property
     def idle(self) -> bool:
-        return len(self.free) * self.block == self.capacity
+        return (len(self.free) + len(self.hollow)) * self.block == self.capacity
+
+    def hollow_out(self) -> None:
+        '''Free the memory of blocks that nobody has used since the last time.'''
+        for offset in self.rested.intersection(self.free):
+            self.mapping.madvise(mmap.MADV_REMOVE, offset, self.block)
+            self.free.remove(offset)
+            self.hollow.append(offset)
+        self.rested = set(self.free)
+
+    def fill_in(self) -> None:
+        '''Get the memory of a block back.
+
+        :raises OSError: there is none.
+        '''
+        os.posix_fallocate(self.fd, self.hollow[-1], self.block)
+        self.free.append(self.hollow.pop())
 
     def view(self, offset: int, size: int, _keep: object) -> memoryview:
         '''What was sent, copied: the block will be written again.'''
@@ -130,23 +158,41 @@ class SharedSegment(_Segment):
 
     def view(self, offset: int, size: int, _keep: object) -> memoryview:
         '''A part of it; whatever is made of the view keeps the segment.'''
-        exporter = None if self._exporter is None else self._exporter()
-        if exporter is None:
-            exporter = _exporter(self.capacity).from_buffer(self.mapping)
-            exporter.keep = self
-            address = ctypes.addressof(exporter)
-            _ranges[address] = address + self.capacity, weakref.ref(self)
-            self._exporter = weakref.ref(exporter, functools.partial(_let_go, address))
+        with _ranges_lock:
+            exporter = None if self._exporter is None else self._exporter()
+            if exporter is None:
+                exporter = _exporter(self.capacity).from_buffer(self.mapping)
+                exporter.keep = self
+                self._exporter = weakref.ref(exporter)
+                _add_range(exporter, self)
         return memoryview(exporter).cast('B')[offset : offset + size]
 
 
-def _let_go(address: int, _exporter: object) -> None:
+def _add_range(exporter: Any, segment: SharedSegment) -> None:
+    '''The segment is used from now on, until its exporter is collected: perhaps with it, in one circle.'''
+    address = ctypes.addressof(exporter)
+    if address not in _ranges:
+        bisect.insort(_starts, address)
+    let_go = functools.partial(_let_go, address, segment.key, segment.ends)
+    _ranges[address] = address + segment.capacity, weakref.ref(segment), weakref.ref(exporter, let_go)
+
+
+def _let_go(address: int, key: int, ends: 'weakref.WeakSet[Any]', exporter: object) -> None:
     '''Nobody here uses a shared segment any more: in whatever thread, tell the ends that have said it.'''
-    _, found = _ranges.pop(address, (0, None))
-    segment = found() if found else None
-    if segment is not None:
-        for end in list(segment.ends):
-            end.memory.call_soon(end.forget, segment)
+    with _ranges_lock:
+        if address not in _ranges or _ranges[address][2] is not exporter:
+            # It is used again already.
+            return
+        del _ranges[address]
+        _starts.remove(address)
+    for end in list(ends):
+        end.memory.call_soon(_forget_unused, end, key)
+
+
+def _forget_unused(end: Any, key: int) -> None:
+    segment = _shared.get(key)
+    if segment is None or not segment.wanted:
+        end.forget(key)
 
 
 @functools.lru_cache(64)
@@ -173,8 +219,12 @@ def _pages(size: int) -> int:
 _alive: Final[weakref.WeakSet[_Segment]] = weakref.WeakSet()
 _shared: Final[weakref.WeakValueDictionary[int, SharedSegment]] = weakref.WeakValueDictionary()
 '''Those of this process, by key.'''
-_ranges: Final[dict[int, tuple[int, weakref.ref[SharedSegment]]]] = {}
-'''Where those are that somebody here uses: from which address on, to which.'''
+_ranges: Final[dict[int, tuple[int, weakref.ref[SharedSegment], weakref.ref[Any]]]] = {}
+'''Those that somebody here uses, by address: to which one they reach, and what is there as long as they are used.'''
+_starts: Final[list[int]] = []
+'''The addresses in order.'''
+_ranges_lock: Final = threading.RLock()
+'''Reentrant, as the collector may run at any time.'''
 
 
 class _PyBuffer(ctypes.Structure):
@@ -202,11 +252,14 @@ def shared_piece(raw: memoryview) -> Piece | None:
     if not _ranges:
         return None
     address = _address(raw)
-    for start, (end, found) in list(_ranges.items()):
-        segment = found() if start <= address < end else None
-        if segment is not None:
-            return segment, address - start, raw.nbytes
-    return None
+    with _ranges_lock:
+        index = bisect.bisect(_starts, address) - 1
+        if index < 0:
+            return None
+        start = _starts[index]
+        end, found, _ = _ranges[start]
+        segment = found() if address < end else None
+    return None if segment is None else (segment, address - start, raw.nbytes)
 
 
 # The sender
@@ -245,10 +298,12 @@ class SegmentStore:
     '''The segments in which one pool, or one worker, sends. All methods belong to the loop's thread.
 
     :param limit: how many bytes of free segments are kept, if there are several.
+    :param most: how many segments there may be: each takes descriptors, here and where it is received.
     '''
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int) -> None:
         self._limit = limit
+        self._most = most
         self._open: dict[int, list[_OwnSegment]] = {}
         '''Those with free blocks, by the size of these.'''
         self._idle: dict[_OwnSegment, float] = {}
@@ -306,6 +361,8 @@ class SegmentStore:
         block = _size_class(size)
         segments = self._open.setdefault(block, [])
         if not segments:
+            if len(self._all) >= self._most:
+                return None
             try:
                 capacity = _SLAB - _SLAB % block if block <= _LARGEST_CUT else block
                 segments.append(_OwnSegment(capacity, block))
@@ -314,9 +371,14 @@ class SegmentStore:
             self._all.add(segments[0])
         self._see_to_age()
         segment = segments[-1]
+        if not segment.free:
+            try:
+                segment.fill_in()
+            except OSError:
+                return None
         self._idle.pop(segment, None)
         offset = segment.free.pop()
-        if not segment.free:
+        if not segment.free and not segment.hollow:
             segments.pop()
         return _Block(segment, offset, self)
 
@@ -324,7 +386,7 @@ class SegmentStore:
         '''See to the blocks that were returned, by whatever thread.'''
         while self._returned:
             segment, offset = self._returned.popleft()
-            if not segment.free:
+            if not segment.free and not segment.hollow:
                 self._open.setdefault(segment.block, []).append(segment)
             segment.free.append(offset)
             if segment.idle:
@@ -339,11 +401,11 @@ class SegmentStore:
     def _retire(self, segment: _OwnSegment) -> None:
         self._all.discard(segment)
         self._idle.pop(segment, None)
-        if segment.free:
+        if segment.free or segment.hollow:
             self._open[segment.block].remove(segment)
         segment.wanted = False
         for end in list(segment.ends):
-            end.forget(segment)
+            end.forget(segment.key)
 
     def _see_to_age(self) -> None:
         if self._timer is None and self._all and not self._closed:
@@ -356,12 +418,14 @@ class SegmentStore:
         for segment, since in list(self._idle.items()):
             if time.monotonic() - since >= _AGE:
                 self._retire(segment)
+        for segment in self._all - self._idle.keys():
+            segment.hollow_out()
         self._see_to_age()
 
 
-def open_store(limit: int) -> SegmentStore | None:
+def open_store(limit: int, most: int) -> SegmentStore | None:
     '''A store; None where the system does not have what it takes: all messages stay on the link.'''
-    return SegmentStore(limit) if _POSSIBLE else None
+    return SegmentStore(limit, most) if _POSSIBLE else None
 
 
 def aligned(size: int) -> int:
@@ -370,8 +434,11 @@ def aligned(size: int) -> int:
 
 
 def _size_class(size: int) -> int:
-    '''The size of a block for so many bytes: a power of two, or one and a half of one.'''
+    '''The size of a block for so many bytes: a power of two, or one and a half of one, or closer if it is large.'''
     power = max(LEAST, 1 << (size - 1).bit_length())
+    if power > _SLAB:
+        step = power // 16
+        return -(-size // step) * step
     return power * 3 // 4 if size <= power * 3 // 4 and power > LEAST else power
 
 
@@ -456,12 +523,13 @@ _sharings: Final[weakref.WeakSet[Sharing]] = weakref.WeakSet()
 
 
 def _forget() -> None:
+    _shared.clear()
+    _ranges.clear()
+    _starts.clear()
     for sharing in list(_sharings):
         sharing.disown()
     for segment in list(_alive):
         segment._forget()
-    _shared.clear()
-    _ranges.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

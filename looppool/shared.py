@@ -5,12 +5,15 @@
 2. There is no lock. What one writes, the others may see half written: agree on who writes where, and let the end of a
    call or a message say that it is done.
 3. The memory is freed when nobody holds it any more: no object in any process, and no message under way.
-4. It is anonymous memory of Linux: nothing has a name that could be left behind.
+4. It is anonymous memory of Linux: nothing has a name that could be left behind. Each piece that is made takes a
+   descriptor or two in every process that has it, so share one large array and its parts, not thousands of small ones.
 '''
 
 import math
+import operator
 import pickle
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from .segments import SharedSegment, aligned, shared_piece
 
@@ -23,7 +26,7 @@ __all__ = ['empty', 'share']
 T = TypeVar('T')
 
 
-def empty(shape: int | tuple[int, ...], dtype: 'DTypeLike' = float) -> 'ndarray[Any, Any]':
+def empty(shape: SupportsIndex | Iterable[SupportsIndex], dtype: 'DTypeLike' = float) -> 'ndarray[Any, Any]':
     '''A numpy array in shared memory, full of zeros, as ``numpy.empty(shape, dtype)`` would make it elsewhere.
 
     Slices of it are shared too, as long as they are contiguous; others are copied when they travel. Any thread may call
@@ -38,8 +41,9 @@ def empty(shape: int | tuple[int, ...], dtype: 'DTypeLike' = float) -> 'ndarray[
     kind = numpy.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f'{kind!r} has Python objects in it, which are of this process only')
-    size = kind.itemsize * math.prod((shape,) if isinstance(shape, int) else shape)
-    return numpy.ndarray(shape, kind, SharedSegment.create(size).view(0, size, None))
+    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Iterable) else (operator.index(shape),)
+    size = kind.itemsize * math.prod(lengths)
+    return numpy.ndarray(lengths, kind, SharedSegment.create(size).view(0, size, None))
 
 
 def share(obj: T) -> T:

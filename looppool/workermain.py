@@ -42,7 +42,7 @@ from .packing import Packing
 from .payload import Body
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
-from .segments import Sharing, open_store
+from .segments import SegmentStore, Sharing, open_store
 from .status import TAKEN_UP, StatusPage
 from .watchdog import Watchdog
 from .window import Window
@@ -199,7 +199,7 @@ class WorkerMain:
             if self._misconfigured is not None:
                 raise self._misconfigured
             worker_class, options, codec, variables = decode(body)
-            self._use(Packing(codec, variables, open_store(self._configuration['result_bytes'])))
+            self._use(Packing(codec, variables, self._open_store()))
             self.worker = self._make_worker(worker_class, options)
             self._beat()
             outcome = self.worker._initialise(**self.worker._options)
@@ -213,6 +213,9 @@ class WorkerMain:
         else:
             self.take_handler()
             self._end.ready()
+
+    def _open_store(self) -> SegmentStore | None:
+        return open_store(self._configuration['result_bytes'], self._configuration['segments'])
 
     def _use(self, packing: Packing) -> None:
         self._callee.packing = self._asking.packing = packing

@@ -1,6 +1,7 @@
 '''Two channels on a socketpair and real loops: what is sent arrives, closing is told once, nobody is starved.'''
 
 import asyncio
+import errno
 import os
 import resource
 import select
@@ -168,6 +169,42 @@ async def test_descriptors_are_there_when_the_bytes_are_that_were_sent_after_the
     right.channel.close()
     for file in sent:
         file.file.close()
+
+
+async def test_descriptors_that_find_no_room_are_sent_later(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
+    left.send(b'first')
+    await right.until_received(5)
+    [file] = files(1)
+    send_fds, refusals = socket.send_fds, [BlockingIOError(), OSError(errno.ETOOMANYREFS, 'too many')]
+
+    def refuse(*args: Any) -> int:
+        if refusals:
+            raise refusals.pop()
+        return send_fds(*args)
+
+    monkeypatch.setattr(socket, 'send_fds', refuse)
+    left.channel.send_descriptor(file)
+    left.send(b'second')
+    assert await right.until_received(11) == b'firstsecond'
+    taken = right.channel.take_descriptor()
+    assert inodes([taken]) == inodes([file.fd])
+    os.close(taken)
+    left.channel.close()
+    right.channel.close()
+    file.file.close()
+
+
+async def test_a_descriptor_that_is_none_breaks_the_link(pair: Pair) -> None:
+    left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
+    left.send(b'first')
+    await right.until_received(5)
+    left.channel.send_descriptor(SimpleNamespace(fd=-1))
+    left.send(b'second')
+    [error] = await left.until_closed()
+    assert 'could not be sent' in str(error)
+    left.channel.close()
+    right.channel.close()
 
 
 async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:

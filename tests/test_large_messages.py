@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import os
+import resource
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -383,6 +385,30 @@ async def test_without_memory_it_goes_over_the_link(monkeypatch: pytest.MonkeyPa
             shared.empty(10)
 
 
+async def test_descriptors_are_left_to_the_application() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir('/proc/self/fd'))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 160, before[1]))
+    try:
+        async with Pool(pool_size=2, worker_class=Echo) as pool:
+            big = array(1, 1_100_000)
+            kept = await asyncio.gather(*(pool.call(same, big) for _ in range(120)))
+            sockets = [socket.socket() for _ in range(20)]
+            assert all(total(one) == 1_100_000 for one in kept)
+            for one in sockets:
+                one.close()
+            for _ in range(120):
+                await pool.call(keep_another, big)
+            assert len(os.listdir('/proc/self/fd')) < used + 140
+            kept.clear()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def keep_another(obj: Any) -> None:
+    STATE.setdefault('many', []).append(obj)
+
+
 async def test_a_child_of_the_application_takes_nothing_back() -> None:
     async with Pool(pool_size=1) as pool:
         got = await pool.call(same, array())
@@ -479,6 +505,8 @@ def test_what_share_makes() -> None:
     with pytest.raises(TypeError, match='Python objects'):
         shared.empty(3, object)
     assert shared.empty(0).shape == (0,)
+    assert shared.empty(numpy.int64(5)).shape == (5,)
+    assert shared.empty([numpy.int32(100_000), 2]).shape == (100_000, 2)
     assert shared.empty((2, 0)).shape == (2, 0)
 
 

@@ -13,6 +13,7 @@ from parcels import Segment, parcel
 from looppool.errors import ProtocolError
 from looppool.frames import LARGE, pack_header
 from looppool.kinds import Kind, State
+from looppool.lending import MOST_IDS
 from looppool.payload import Payload
 from looppool.protocol import PoolEnd, WorkerEnd
 from looppool.window import Window
@@ -90,7 +91,7 @@ class LendingMachine(RuleBasedStateMachine):
         old.wanted = False
         self.segments[key] = Segment(max(segment.key for segment in self.segments.values()) + 1)
         for end in list(old.ends):
-            end.forget(old)
+            end.forget(old.key)
 
     @rule()
     def write(self) -> None:
@@ -142,6 +143,22 @@ class LendingMachine(RuleBasedStateMachine):
 
 LendingMachine.TestCase.settings = settings(max_examples=200, deadline=None)
 TestLending = LendingMachine.TestCase
+
+
+def test_any_number_may_be_given_back_at_once() -> None:
+    pool = PoolEnd(Handler(), lambda *_: None, lambda: None, Window(10, 1000))
+    pool.memory = Memory(pool)
+    pool._enter(State.READY)
+    worker = worker_end()
+    segment: Any = Segment(5)
+    worker.receive_data(SEGMENT)
+    for _ in range(MOST_IDS + 10):
+        pool._send_large(Kind.TASK, 1, Payload(b'', [(segment, 0, 1)], None, spilled=False))
+    worker.returned.extend(range(1, MOST_IDS + 11))
+
+    pool.receive_data(worker.data_to_send())
+
+    assert not pool.lent
 
 
 # What must not be

@@ -3,16 +3,19 @@
 import asyncio
 import errno
 import gc
+import math
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from looppool import segments
+from looppool import segments, shared
 from looppool.codec import Encoded, decode, encoder
 from looppool.payload import LEAST, Payload
 from looppool.segments import SegmentStore, SharedSegment
@@ -22,7 +25,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def store() -> Iterator[SegmentStore]:
-    store = SegmentStore(8 * MIB)
+    store = SegmentStore(8 * MIB, 100)
     yield store
     store.close()
 
@@ -41,6 +44,11 @@ def mapped() -> int:
     '''How many segments this process has open.'''
     links = (os.path.join('/proc/self/fd', name) for name in os.listdir('/proc/self/fd'))
     return sum('memfd:looppool ' in os.readlink(link) for link in links if os.path.lexists(link))
+
+
+@pytest.mark.parametrize('size', [4 * MIB + 1, 33 * MIB, 65 * MIB, 130 * MIB])
+def test_a_large_block_is_hardly_larger(size: int) -> None:
+    assert size <= segments._size_class(size) <= size * 1.13
 
 
 @pytest.mark.parametrize('size', [1, LEAST - 1, LEAST, LEAST + 1, 98304, 98305, MIB, MIB + 1, 3 * MIB, 5 * MIB])
@@ -92,6 +100,53 @@ async def test_what_is_free_ages(store: SegmentStore, monkeypatch: pytest.Monkey
 
     put(store, 5 * MIB)
     assert mapped() == 2
+
+
+async def test_the_free_parts_of_a_segment_lose_their_memory(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, '_AGE', 0.01)
+    many = [put(store, LEAST) for _ in range(60)]
+    kept = many.pop()
+    [(segment, _, _)] = kept.pieces
+    many.clear()
+    async with asyncio.timeout(10):
+        while os.fstat(segment.fd).st_blocks * 512 > 5 * LEAST:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
+
+    again = [store.put(b'', [(memoryview(bytes([number]) * LEAST), None)]) for number in range(60)]
+    for number, payload in enumerate(again):
+        assert payload is not None
+        [(there, offset, size)] = payload.pieces
+        assert there.view(offset, size, None) == bytes([number]) * LEAST
+
+
+def test_without_memory_for_a_part_a_message_stays_on_the_link(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [put(store, LEAST), put(store, LEAST)]
+    [(segment, _, _)] = kept.pop().pieces
+    store._take_in()
+    segment.hollow_out()  # type: ignore[attr-defined]
+    segment.hollow_out()  # type: ignore[attr-defined]
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, 'full')
+
+    with monkeypatch.context() as full:
+        full.setattr(os, 'posix_fallocate', fail)
+        assert store.put(b'', [(memoryview(bytes(LEAST)), None)]) is None
+    assert put(store, LEAST)
+
+
+def test_there_are_so_many_segments_and_no_more() -> None:
+    store = SegmentStore(1 << 30, 3)
+    kept = [put(store, 2 * MIB) for _ in range(3)]
+    assert store.put(b'', [(memoryview(bytes(2 * MIB)), None)]) is None
+
+    kept.pop()
+    assert put(store, 2 * MIB)
+    store.close()
 
 
 def test_a_closed_store_keeps_nothing(store: SegmentStore) -> None:
@@ -216,12 +271,73 @@ def test_a_forked_child_gives_nothing_back(store: SegmentStore) -> None:
     assert decode(kept.with_inline(pickle.dumps(3))) == 3
 
 
+def test_a_child_of_a_child_has_none_of_it() -> None:
+    view = shared.share(b'x' * 100)
+    pid = os.fork()
+    if not pid:
+        inner = os.fork()
+        if not inner:
+            os._exit(len(segments._ranges) + len(segments._shared))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) + len(segments._ranges))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(segments._ranges) == 1
+    del view
+    assert not segments._ranges
+
+
+def test_what_is_shared_may_end_in_a_circle() -> None:
+    circle: list[Any] = [shared.share(b'x' * 100)]
+    circle.append(circle)
+    del circle
+    gc.collect()
+
+    assert not segments._ranges
+    assert not segments._starts
+    assert mapped() == 0
+
+
+def test_views_are_known_as_shared_whatever_thread_ends_one() -> None:
+    segment = SharedSegment.create(4096)
+    missed = []
+
+    def use() -> None:
+        for _ in range(3000):
+            view = segment.view(0, 10, None)
+            if segments.shared_piece(view) is None:
+                missed.append(1)
+            del view
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not missed
+    assert not segments._ranges
+
+
+@pytest.mark.parametrize(('code', 'shape'), [('d', (20, 30)), ('i', (7,)), ('B', (2, 3, 4))])
+def test_a_memory_view_keeps_its_shape(store: SegmentStore, code: str, shape: tuple[int, ...]) -> None:
+    size = struct.calcsize(code)
+    view = memoryview(bytearray(range(250)) * 100)[: math.prod(shape) * size].cast(code, shape)  # type: ignore[call-overload]
+
+    back = decode(encoder(store)(view)[0])
+
+    assert (back.format, back.shape) == (code, shape)
+    assert back.tolist() == view.tolist()
+
+
 def test_a_system_without_it_says_so() -> None:
     code = (
         'import os; del os.memfd_create\n'
         'import looppool\n'
         'from looppool.segments import open_store\n'
-        'assert open_store(1) is None\n'
+        'assert open_store(1, 1) is None\n'
         'try: looppool.shared.share(b"1")\n'
         'except OSError as error: print(error)\n'
     )
