@@ -8,6 +8,7 @@
 
 import asyncio
 import contextvars
+import inspect
 import signal
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
 from types import CodeType, FrameType
@@ -231,7 +232,8 @@ def _is_users(frame: FrameType | None) -> bool:
     if frame is None or _package(frame) in _OF_LOOPS:
         return False
     if _package(frame) == 'looppool':
-        return frame.f_code in _HARMLESS
+        # Of a coroutine function, only the coroutine is made there, and would be lost.
+        return frame.f_code in _HARMLESS and not inspect.iscoroutinefunction(frame.f_locals.get('function'))
     while frame is not None and _package(frame) != 'looppool':
         if frame.f_code is asyncio.Handle._run.__code__:
             # An asyncio task or a callback of the user's.

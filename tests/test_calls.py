@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from harness import Echo, on_each_loop
 
 import looppool
 from looppool import Pool
+from looppool.callee import _is_users, _Watched
 from looppool.mapping import run_chunk
 
 
@@ -732,3 +734,18 @@ async def test_what_a_coroutine_had_is_freed_when_it_ends(how: str) -> None:
         async with asyncio.timeout(10):
             while await pool.call(alive):
                 pass
+
+
+# What is interrupted
+
+
+@pytest.mark.parametrize(('function', 'may_be'), [
+    (time.sleep, True), (functools.partial(time.sleep, 1), True), (waits_with, False),
+    (functools.partial(waits_with, None), False),
+])  # fmt: skip
+def test_a_coroutine_that_is_being_made_is_not_lost(function: Any, may_be: bool) -> None:
+    frame = SimpleNamespace(
+        f_code=_Watched.run.__code__, f_globals={'__name__': 'looppool.callee'}, f_locals={'function': function},
+        f_back=None,
+    )  # fmt: skip
+    assert _is_users(frame) == may_be  # type: ignore[arg-type]
