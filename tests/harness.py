@@ -1,6 +1,8 @@
 '''What the contract tests share: a run of one worker from start to end, and workers that several of them use.'''
 
 import contextlib
+import gc
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -70,3 +72,15 @@ def alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def segments_here() -> int:
+    '''How many segments of shared memory this process has, mapped or by a descriptor.'''
+    gc.collect()
+    with open('/proc/self/maps') as maps:
+        found = {int(line.split()[4]) for line in maps if line.rstrip().endswith('/memfd:looppool (deleted)')}
+    for name in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(OSError):
+            if os.readlink(f'/proc/self/fd/{name}') == '/memfd:looppool (deleted)':
+                found.add(os.stat(f'/proc/self/fd/{name}').st_ino)
+    return len(found)

@@ -14,6 +14,7 @@ import numpy
 import psutil
 import pytest
 from conftest import LogGuard
+from harness import segments_here
 
 import looppool
 from looppool import Pool, Worker, shared, task_done
@@ -54,13 +55,6 @@ def kept_total() -> int:
 def drop() -> None:
     STATE.clear()
     gc.collect()
-
-
-def in_memory() -> int:
-    '''How many segments this process has open.'''
-    gc.collect()
-    links = (os.path.join('/proc/self/fd', name) for name in os.listdir('/proc/self/fd'))
-    return sum('memfd:looppool ' in os.readlink(link) for link in links if os.path.lexists(link))
 
 
 async def none_is_lent(pool: Pool[Any, Any]) -> None:
@@ -210,8 +204,8 @@ async def test_memory_is_used_again() -> None:
     async with Pool(pool_size=1) as pool:
         for _ in range(100):
             assert (await pool.call(same, array()) == 7).all()
-        assert in_memory() <= 2 * 3
-        assert await pool.call(in_memory) <= 2 * 3
+        assert segments_here() <= 3
+        assert await pool.call(segments_here) <= 3
 
 
 async def test_a_view_outlives_worker_and_pool(context: str) -> None:
@@ -221,9 +215,9 @@ async def test_a_view_outlives_worker_and_pool(context: str) -> None:
         del got
     assert (part == 7).all()
     part[:] = 8
-    assert in_memory() == 1
+    assert segments_here() == 1
     del part
-    assert in_memory() == 0
+    assert segments_here() == 0
 
 
 async def test_a_task_that_may_run_again_is_a_copy(logs: LogGuard) -> None:
@@ -268,7 +262,7 @@ async def test_a_failed_task_comes_back() -> None:
 # Broadcasts
 
 
-async def test_a_broadcast_lies_in_memory_once(context: str, logs: LogGuard) -> None:
+async def test_a_broadcast_lies_segments_here_once(context: str, logs: LogGuard) -> None:
     logs.expect('was killed by SIGKILL')
     async with Pool(pool_size=3, worker_class=Keeper, context=context) as pool:
         before = pss(pool)
@@ -369,8 +363,8 @@ async def test_a_worker_that_dies_leaves_nothing(context: str, moment: str, logs
                 assert (got == 7).all()
         got = None
         await none_is_lent(pool)
-        assert in_memory() <= 2 * 3
-    assert in_memory() == 0
+        assert segments_here() <= 3
+    assert segments_here() == 0
 
 
 async def test_without_memory_it_goes_over_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +374,7 @@ async def test_without_memory_it_goes_over_the_link(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, 'posix_fallocate', full)
     async with Pool(pool_size=1, context='fork') as pool:
         assert (await pool.call(same, [array()]))[0].sum() == 7 * SIZE
-        assert in_memory() == 0
+        assert segments_here() == 0
         with pytest.raises(OSError, match='No space left'):
             shared.empty(10)
 
@@ -448,13 +442,13 @@ async def test_it_ends_with_its_last_holder() -> None:
     async with Pool(pool_size=2) as pool:
         for member in pool.members:
             await member.call(keep, table)
-        assert in_memory() == 2
+        assert segments_here() == 1
         del table
         assert await pool.members[0].call(kept_total) == 7 * SIZE
         for member in pool.members:
             await member.call(drop)
         async with asyncio.timeout(10):
-            while in_memory() or any(await pool.call_all(in_memory)):
+            while segments_here() or any(await pool.call_all(segments_here)):
                 await asyncio.sleep(0.01)
 
 

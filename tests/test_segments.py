@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from harness import segments_here
 
 from looppool import segments, shared
 from looppool.codec import Encoded, decode, encoder
@@ -38,12 +39,6 @@ def put(store: SegmentStore, size: int) -> Payload:
 
 def where(payload: Payload) -> set[tuple[int, int]]:
     return {(segment.key, offset) for segment, offset, _ in payload.pieces}
-
-
-def mapped() -> int:
-    '''How many segments this process has open.'''
-    links = (os.path.join('/proc/self/fd', name) for name in os.listdir('/proc/self/fd'))
-    return sum('memfd:looppool ' in os.readlink(link) for link in links if os.path.lexists(link))
 
 
 @pytest.mark.parametrize('size', [4 * MIB + 1, 33 * MIB, 65 * MIB, 130 * MIB])
@@ -74,32 +69,32 @@ def test_no_two_that_are_kept_lie_in_the_same_place(store: SegmentStore) -> None
     kept = [put(store, 100_000) for _ in range(200)]
 
     assert len(set().union(*map(where, kept))) == 200
-    assert mapped() <= 2 * 8
+    assert segments_here() <= 8
 
 
 def test_what_is_free_is_bounded(store: SegmentStore) -> None:
     kept = [put(store, 4 * MIB) for _ in range(6)]
-    assert mapped() == 2 * 6
+    assert segments_here() == 6
 
     kept.clear()
     put(store, LEAST)
 
-    assert mapped() == 2 * (2 + 1)
+    assert segments_here() == 3
 
 
 async def test_what_is_free_ages(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, '_AGE', 0.01)
     kept = put(store, 5 * MIB)
     await asyncio.sleep(0.1)
-    assert mapped() == 2
+    assert segments_here() == 1
 
     del kept
     async with asyncio.timeout(10):
-        while mapped():
+        while segments_here():
             await asyncio.sleep(0.01)
 
     put(store, 5 * MIB)
-    assert mapped() == 2
+    assert segments_here() == 1
 
 
 async def test_the_free_parts_of_a_segment_lose_their_memory(
@@ -154,10 +149,10 @@ def test_a_closed_store_keeps_nothing(store: SegmentStore) -> None:
     put(store, 2 * MIB)
 
     store.close()
-    assert mapped() == 2
+    assert segments_here() == 1
     del kept
 
-    assert mapped() == 0
+    assert segments_here() == 0
 
 
 @pytest.mark.parametrize('obj', [
@@ -219,7 +214,7 @@ def test_what_is_small_stays_on_the_link(store: SegmentStore) -> None:
     for obj in ('text', bytes(LEAST - 100), [pickle.PickleBuffer(bytearray(LEAST - 100))]):
         body, _ = encoder(store)(obj)
         assert type(body) is bytes
-    assert mapped() == 0
+    assert segments_here() == 0
 
 
 @pytest.mark.parametrize('reason', [errno.ENOSPC, errno.EMFILE, errno.ENOMEM])
@@ -257,7 +252,7 @@ def test_blocks_may_end_in_any_thread(store: SegmentStore) -> None:
     gc.collect()
 
     again = [put(store, MIB) for _ in range(8)]
-    assert mapped() == 2 * 2
+    assert segments_here() == 2
     assert len(again) == 8
 
 
@@ -265,9 +260,9 @@ def test_a_forked_child_gives_nothing_back(store: SegmentStore) -> None:
     kept = put(store, MIB)
     pid = os.fork()
     if not pid:
-        os._exit(mapped())
+        os._exit(segments_here())
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert mapped() == 2
+    assert segments_here() == 1
     assert decode(kept.with_inline(pickle.dumps(3))) == 3
 
 
@@ -293,7 +288,7 @@ def test_what_is_shared_may_end_in_a_circle() -> None:
 
     assert not segments._ranges
     assert not segments._starts
-    assert mapped() == 0
+    assert segments_here() == 0
 
 
 def test_views_are_known_as_shared_whatever_thread_ends_one() -> None:
