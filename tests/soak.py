@@ -152,8 +152,8 @@ def sample() -> Sample:
     segments = sum(target == SEGMENT for target in descriptors)
     servers = [psutil.Process(pid) for pid in process.fork_server_pids()]
     return Sample(
-        own.memory_info().rss,
-        sum(server.memory_info().rss for server in servers),
+        own_memory(own),
+        sum(map(own_memory, servers)),
         segments,
         {
             'descriptors': len(descriptors) - segments,
@@ -162,6 +162,12 @@ def sample() -> Sample:
             'processes': len(own.children(recursive=True)),
         },
     )
+
+
+def own_memory(process: psutil.Process) -> int:
+    '''What is resident, without files and segments that are mapped.'''
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def targets_of_descriptors() -> list[str]:
