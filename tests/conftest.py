@@ -39,7 +39,7 @@ def context(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=['asyncio', pytest.param('uvloop', marks=needs_uvloop)])
+@pytest.fixture(params=['asyncio', pytest.param('uvloop', marks=[needs_uvloop, pytest.mark.long])])
 def each_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     '''Each kind of loop in turn, for the test and for the workers of its pools; gives what makes one.'''
     if request.param == 'asyncio':
