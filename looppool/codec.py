@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple, Protocol, overload
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
 from .payload import LEAST, Body, Payload, Piece
+from .plain import plain_size, size_of
 from .variables import home_of, reduce_variable
 
 __all__ = [
@@ -96,15 +97,15 @@ class Store(Protocol):
         '''What to send instead of the pickle and its buffers. None if there is no memory.'''
 
 
-_SIMPLE: Final = frozenset({type(None), bool, int, float})
-'''What most calls return: it has no classes and no buffers to look for.'''
 _dumps: Final = pickle.dumps
 _loads: Final = pickle.loads
 
 
 def decode(body: Body) -> Any:
     '''The object again.'''
-    return _loads(body) if type(body) is bytes else body.load()  # type: ignore[union-attr]
+    if type(body) is bytes:
+        return _loads(body)
+    return body.load() if type(body) is Payload else body
 
 
 def encode(obj: object) -> Inline:
@@ -120,13 +121,16 @@ def encode(obj: object) -> Inline:
 
 
 def encoder(store: Store) -> Callable[[object], Encoded]:
-    '''A function that does what `encode` does, and puts what is large into the store. It belongs to one thread.'''
+    '''A function that does what `encode` does, and puts what is large into the store. It belongs to one thread.
+
+    What needs no pickle of its own it leaves as it is.
+    '''
     buffers: Buffers = []
     take = functools.partial(store.take, buffers)
 
     def encode_into_store(obj: object) -> Encoded:
-        if type(obj) in _SIMPLE:
-            return _dumps(obj, PROTOCOL), ()
+        if plain_size(obj):
+            return obj, ()  # type: ignore[return-value]
         pickled: Pickled
         if buffers:
             # An object that is being pickled has something else encoded.
@@ -183,7 +187,7 @@ def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None = No
 def check_encoded(encoded: Encoded, limit: int) -> None:
     '''Raise `MessageTooBig` if an encoded object, or a definition that it needs, takes more than `limit` bytes.'''
     data, needs = encoded
-    check_size(len(data), limit)
+    check_size(size_of(data), limit)
     for definition in needs:
         check_size(len(definition.body), limit)
 

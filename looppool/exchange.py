@@ -17,6 +17,7 @@ from .codec import Definition, Encoded, check_encoded
 from .errors import ProtocolError, StreamClosed
 from .packing import Packing
 from .payload import Body
+from .plain import size_of
 from .window import Window
 
 __all__ = ['Exchange']
@@ -107,7 +108,7 @@ class Exchange:
         '''Nobody receives any more: what came, and what comes, is let go.'''
         self._discarding = True
         self._taken += len(self._in)
-        self._taken_bytes += sum(map(len, self._in))
+        self._taken_bytes += sum(map(size_of, self._in))
         self._in.clear()
         self._give_back()
         _wake_all(self._receivers)
@@ -139,8 +140,9 @@ class Exchange:
         if self._out_ended or self._side is None:
             raise StreamClosed()
         check_encoded(encoded, self._side.max_body)
-        if self._senders or not self._out.try_take(len(body)):
-            await self._permit(len(body))
+        size = size_of(body)
+        if self._senders or not self._out.try_take(size):
+            await self._permit(size)
         self._side.send_item(self._ident, body, needs)
         if self._unheard is not None:
             self._unheard.append((body, needs))
@@ -181,7 +183,7 @@ class Exchange:
             # One was woken for all that came together.
             _wake(self._receivers)
         self._taken += 1
-        self._taken_bytes += len(body)
+        self._taken_bytes += size_of(body)
         if not self._in or self._taken >= CREDIT // 4:
             self._give_back()
         return self._packing.unpack(body)

@@ -4,13 +4,14 @@
 2. A length over the cap is refused: by `pack` with `MessageTooBig`, by `Parser` with `ProtocolError`.
 3. The parser may be fed any split of the stream; it gives every whole frame, in order, exactly once.
 4. What came before a broken header is still given; `Parser.error` then says what was broken, and feeding ends.
-5. A frame whose kind has the bit `RUN` is a run of several messages: their number and their sizes (u32 each), then the
-   messages. One with the bit `LARGE` says where a message lies (see `payload`).
+5. A frame whose kind has the bit `RUN` is a run of several messages: a list of them, pickled. One with the bit `LARGE`
+   says where a message lies (see `payload`).
 '''
 
+import io
+import pickle
 import struct
-from itertools import accumulate, pairwise
-from typing import Final
+from typing import Any, Final
 
 from .errors import MessageTooBig, ProtocolError
 
@@ -38,7 +39,8 @@ MAX_BODY: Final = 2**32 - 1
 
 WRITE_SIZE: Final = 1 << 20
 '''About how much is written at once, in bytes: what waits to be written is in memory once.'''
-_COUNT: Final = struct.Struct('<I')
+_MOST_AT_ONCE: Final = 128
+'''How many messages are pickled together at most: for more, there is little to win, and much to keep in memory.'''
 RUN: Final = 0x80
 '''The bit of a kind that says that the body is a run.'''
 LARGE: Final = 0x40
@@ -101,41 +103,66 @@ class Parser:
         return frames
 
 
-def pack_runs(kind: int, ident: int, messages: list[bytes], limit: int, *, row: bool) -> list[bytes]:
+def pack_runs(kind: int, ident: int, messages: list[Any], limit: int, *, row: bool) -> list[bytes]:
     '''Pack messages into frames, runs of at most `limit` bytes where there are several.
 
+    :param messages: pickled ones, and such that need no pickle of their own (see `plain`), alone or in tuples.
     :param row: whether the id is that of the first message only, and the others follow on it.
     :returns: the parts, to be joined.
     '''
-    if len(messages) == 1 or sum(map(len, messages)) + _COUNT.size * (len(messages) + 1) <= limit:
-        return _pack_run(kind, ident, messages)
+    if len(messages) <= _MOST_AT_ONCE:
+        return _pack_some(kind, ident, messages, limit, row)
     parts: list[bytes] = []
-    start, total = 0, _COUNT.size
+    for start in range(0, len(messages), _MOST_AT_ONCE):
+        parts += _pack_some(kind, ident + start * row, messages[start : start + _MOST_AT_ONCE], limit, row)
+    return parts
+
+
+def _pack_some(kind: int, ident: int, messages: list[Any], limit: int, row: bool) -> list[bytes]:
+    parts = _pack_run(kind, ident, messages)
+    if len(messages) == 1 or len(parts[1]) <= limit:
+        return parts
+    parts.clear()
+    start = total = 0
     for index, message in enumerate(messages):
-        size = _COUNT.size + len(message)
+        size = _most_bytes(message)
         if index > start and total + size > limit:
             parts += _pack_run(kind, ident + start * row, messages[start:index])
-            start, total = index, _COUNT.size
+            start, total = index, 0
         total += size
     return parts + _pack_run(kind, ident + start * row, messages[start:])
 
 
-def _pack_run(kind: int, ident: int, messages: list[bytes]) -> list[bytes]:
-    if len(messages) == 1:
+def _pack_run(kind: int, ident: int, messages: list[Any]) -> list[bytes]:
+    if len(messages) == 1 and type(messages[0]) is bytes:
         return [pack_header(len(messages[0]), kind, ident), *messages]
-    sizes = list(map(len, messages))
-    head = struct.pack(f'<I{len(sizes)}I', len(sizes), *sizes)
-    return [b''.join((pack_header(len(head) + sum(sizes), kind | RUN, ident), head, *messages))]
+    run = pickle.dumps(messages, 5)
+    return [pack_header(len(run), kind | RUN, ident), run]
 
 
-def cut_run(body: bytes) -> list[bytes]:
+def _most_bytes(message: Any) -> int:
+    '''How many bytes it takes in a run, at most.'''
+    kind = type(message)
+    if kind is bytes:
+        return 32 + len(message)
+    if kind is str:
+        return 32 + 4 * len(message)
+    return 32 + sum(map(_most_bytes, message)) if kind is tuple else 32
+
+
+def cut_run(body: bytes) -> list[Any]:
     '''The messages of a run; ProtocolError if it is none.'''
     try:
-        (count,) = _COUNT.unpack_from(body)
-        sizes = struct.unpack_from(f'<{count}I', body, _COUNT.size)
-    except struct.error as error:
-        raise ProtocolError(f'a run of messages is cut: {error}') from None
-    bounds = list(accumulate(sizes, initial=(count + 1) * _COUNT.size))
-    if bounds[-1] != len(body):
-        raise ProtocolError(f'a run of messages takes {len(body)} bytes, but says {bounds[-1]}')
-    return [body[start:end] for start, end in pairwise(bounds)]
+        messages = _Unpickler(io.BytesIO(body)).load()
+    except Exception as error:
+        raise ProtocolError(f'a run of messages is not what it has to be: {error!r}') from None
+    if type(messages) is not list:
+        raise ProtocolError(f'a run of messages is of {type(messages)}')
+    return messages
+
+
+class _Unpickler(pickle.Unpickler):
+    '''Runs no code that a pickle names.'''
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f'it names {module}.{name}')

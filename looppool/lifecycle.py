@@ -165,7 +165,7 @@ class Lifecycle(Verbs):
 
     def _fail(self, member: Member, parcel: Parcel, error: BaseException) -> None:
         member.failed += 1
-        call = parcel[1].call
+        call = parcel[3]
         if call is not None:
             call.on_error(error)
             return
@@ -177,7 +177,7 @@ class Lifecycle(Verbs):
         waiting = [(parcel, False) for parcel in member.slot.backlog]
         member.slot.backlog.clear()
         for parcel, started in owed + waiting:
-            member.slot.window.give(len(parcel[0]), 1)
+            member.slot.window.give(parcel[2], 1)
             self._fail(member, parcel, self._closed_error(self._given_up, started))
 
     def _run_errand(self, errand: Coroutine[Any, Any, None]) -> None:

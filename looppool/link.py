@@ -24,6 +24,7 @@ from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
 from .kinds import Kind
 from .payload import Body
+from .plain import size_of
 from .process import start
 from .protocol import Parcel, PoolEnd
 from .relay import Relay, answer
@@ -139,7 +140,7 @@ class Link:
 
     def on_call_failed(self, parcel: Parcel) -> None:
         self.member.failed += 1
-        self._pool.tasks_ended(self.member, len(parcel[0]), 1)
+        self._pool.tasks_ended(self.member, parcel[2], 1)
 
     def on_bye(self) -> None:
         self.said_bye = True
@@ -149,17 +150,9 @@ class Link:
 
     # Calls
 
-    def send(self, parcel: Parcel) -> None:
-        '''Send what was accepted for this worker.'''
-        call = parcel[1].call
-        if call is None:
-            self.end.send_task(parcel)
-        elif call.abandoned:
-            self.member.failed += 1
-            self._pool.tasks_ended(self.member, len(parcel[0]), 1)
-            call.on_error(asyncio.CancelledError())
-        else:
-            call.on_sent(self, self.end.send_task(parcel))
+    def on_abandoned(self, parcel: Parcel) -> None:
+        self.on_call_failed(parcel)
+        parcel[3].on_error(asyncio.CancelledError())  # type: ignore[union-attr]
 
     def abandon(self, ident: int) -> None:
         '''Cancel a call: see that it ends, whatever it takes.'''
@@ -248,8 +241,9 @@ class Link:
         inbox, results, decode = self._inbox, self.end.results, self._decode
         while inbox:
             body = inbox.popleft()
-            results.take(len(body))
-            result_done = self._receipt(len(body))
+            size = size_of(body)
+            results.take(size)
+            result_done = self._receipt(size)
             try:
                 outcome = handler(decode(body), result_done)
                 coroutine = None if outcome is None else as_coroutine(outcome)
@@ -267,26 +261,27 @@ class Link:
     def _take_up_and_end(self, handler: Callable[..., Any], deadline: float) -> None:
         '''Take up results that end when `handler` returns: the credits go back together, and no one needs a receipt.'''
         inbox, decode, clock = self._inbox, self._decode, time.monotonic
-        size = count = 0
+        total = count = 0
         try:
             while inbox:
                 body = inbox.popleft()
-                size += len(body)
+                size = size_of(body)
+                total += size
                 count += 1
                 try:
                     outcome = handler(decode(body), _done_on_return)
                     coroutine = None if outcome is None else as_coroutine(outcome)
                     if coroutine is not None:
-                        size -= len(body)
+                        total -= size
                         count -= 1
-                        self.end.results.take(len(body))
-                        self._pool.handlers.run(coroutine, functools.partial(self._handled_and_done, len(body)))
+                        self.end.results.take(size)
+                        self._pool.handlers.run(coroutine, functools.partial(self._handled_and_done, size))
                 except FAILURES:
                     self._log_failure()
                 if clock() > deadline:
                     break
         finally:
-            self._give_credit(size, count)
+            self._give_credit(total, count)
 
     def _handled(self, result_done: Callable[[], None], error: BaseException | None) -> None:
         if error is not None:

@@ -252,7 +252,7 @@ class Member(Addressed):
     def send_backlog(self) -> None:
         '''Send what waited for the worker to be ready.'''
         assert self.link is not None
-        self.slot.deliver = self.link.send if self.last_task is None else self._send_counted
+        self.slot.deliver = self.link.end.send_task if self.last_task is None else self._send_counted
         # A worker that is recycled after so many tasks may leave the rest to the next one.
         while self.slot.backlog and self.slot.open:
             self.slot.deliver(self.slot.backlog.popleft())
@@ -261,7 +261,7 @@ class Member(Addressed):
 
     def _send_counted(self, parcel: Parcel) -> None:
         assert self.link is not None and self.last_task is not None
-        self.link.send(parcel)
+        self.link.end.send_task(parcel)
         self.given += 1
         if self.given >= self.last_task:
             self.pool.outlived(self, f'it was given {self.last_task} tasks')

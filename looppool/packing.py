@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from .codec import Definition, Encoded, Inline, Reducers, Store, decode, encode, encode_with, encoder, in_order
 from .functions import address_of, function_at
 from .payload import Body, cut, prefixed
+from .plain import plain_sizes
 from .variables import adopt, values_of
 
 __all__ = ['Codec', 'Packing', 'unpack_request']
@@ -113,9 +114,11 @@ class Packing:
     ) -> None:
         self.codec = codec
         self.variables = variables
-        self.pickle: Callable[[Any], Encoded] = encode if store is None else encoder(store)
+        self.pickle: Callable[[Any], Encoded]
         if codec is not None:
             self.pickle = functools.partial(_pickle, codec, store)
+        else:
+            self.pickle = encode if store is None else encoder(store)
         self.pack = self.pickle
         self.unpack: Callable[[Any], Any] = decode
         if codec is not None:
@@ -144,6 +147,9 @@ class Packing:
         if not callable(function):
             raise TypeError(f'a function is needed to call, not {function!r}')
         address, needs = address_of(function, self._reducers)
+        size = 0 if kwargs or address is function else plain_sizes(args)
+        if size:
+            return (mode, address, args, size), needs
         data, more = self.pickle((mode, address, args, kwargs))
         return data, in_order((*needs, *more)) if needs and more else needs or more
 
@@ -182,7 +188,9 @@ def _cut_values(body: Body) -> tuple[bytes, Body]:
 def unpack_request(data: Body) -> Any:
     '''What is asked: what the call is for, the function, and its arguments.'''
     mode, function, args, kwargs = decode(data)
-    return mode, function_at(function) if type(function) is tuple else function, args, kwargs
+    if type(function) is tuple:
+        function = function_at(function)
+    return mode, function, args, kwargs if type(kwargs) is dict else {}
 
 
 def _pickle(codec: Codec, store: Store | None, obj: Any) -> Encoded:

@@ -12,7 +12,9 @@ from typing import Any, Final, Protocol, Self
 
 from .errors import ProtocolError
 
-__all__ = ['COPY', 'LEAST', 'OWN', 'Body', 'Payload', 'Piece', 'Segment', 'cut', 'for_several', 'prefixed']
+__all__ = [
+    'COPY', 'LEAST', 'OWN', 'Body', 'Payload', 'Piece', 'Segment', 'cut', 'for_several', 'pickled', 'prefixed',
+]  # fmt: skip
 
 LEAST: Final = 64 * 1024
 '''From how many bytes on something leaves by a segment.'''
@@ -127,24 +129,32 @@ def _checked(segment: Segment, offset: int, size: int) -> Piece:
     return segment, offset, size
 
 
-Body = bytes | Payload
-'''A pickled message.'''
+PlainRequest = tuple[int, tuple[str, str | int], tuple[Any, ...], int]
+'''What is asked of a worker, in plain: what the call is for, the address of the function, its arguments, their size.'''
+Body = bytes | Payload | int | float | str | PlainRequest | None
+'''A message on its way: its pickle, or where it lies, or itself where it needs no pickle of its own (see `plain`).'''
+
+
+def pickled(body: Any) -> Any:
+    '''A body that is no plain one.'''
+    return body if type(body) is bytes or type(body) is Payload else pickle.dumps(body, 5)
 
 
 def for_several(body: Any) -> Any:
     '''A body that several get: none of them may write there.'''
-    if type(body) is not bytes:
+    if type(body) is Payload:
         body.mode = _READ_ONLY
     return body
 
 
 def prefixed(prefix: bytes, body: Any) -> Any:
     '''A body with `prefix` ahead of it.'''
+    body = pickled(body)
     return prefix + body if type(body) is bytes else body.with_inline(prefix + body.inline)
 
 
 def cut(body: Any, end: int) -> tuple[bytes, Any]:
-    '''The first `end` bytes of a body, and the rest.'''
+    '''The first `end` bytes of a body that has something ahead of it, and the rest.'''
     if type(body) is bytes:
         return body[:end], body[end:]
     return body.inline[:end], body.with_inline(body.inline[end:])

@@ -11,6 +11,7 @@ from .codec import Encoded
 from .lifecycle import checked_seconds
 from .objects import Key, RemoteObject
 from .packing import Packing
+from .plain import size_of
 from .protocol import Caller, Parcel, Terms
 from .verbs import Verbs
 
@@ -56,7 +57,7 @@ class Peer(Verbs):
 
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         data, needs = self._packing().pack_request(request)
-        return data, Terms(needs, self.name, call=call)
+        return data, Terms(needs, self.name), size_of(data), call
 
     def _packing(self) -> Packing:
         asking().check_thread()
@@ -69,9 +70,9 @@ class Peer(Verbs):
         asking().ask_nowait(*self._call_of(parcel))
 
     def _call_of(self, parcel: Parcel) -> tuple[Caller, str, str | int, Encoded]:
-        data, terms = parcel
-        assert terms.call is not None
-        return terms.call, Op.CALL, self.name, (data, terms.needs)
+        data, terms, _, call = parcel
+        assert call is not None
+        return call, Op.CALL, self.name, (data, terms.needs)
 
 
 async def find_worker(name: str) -> Peer:

@@ -7,6 +7,7 @@
 '''
 
 import asyncio
+import functools
 import logging
 import os
 import reprlib
@@ -25,6 +26,7 @@ from .lease import Leasing
 from .lifecycle import END
 from .packing import Codec, Packing
 from .payload import Body, for_several
+from .plain import size_of
 from .protocol import Parcel, Terms
 from .roster import Address, Slot, Waiter
 from .runner import caught
@@ -35,6 +37,11 @@ from .worker import ResultT, TaskT, Worker, is_idempotent
 __all__ = ['Pool']
 
 _log: Final = logging.getLogger('looppool')
+
+
+@functools.cache
+def _terms_with(retries: int) -> Terms:
+    return Terms(retries=retries)
 
 
 class Pool(Leasing, Generic[TaskT, ResultT]):
@@ -208,7 +215,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         :raises Exception: the error of pickling it.
         '''
         parcel = self._pack(message, worker_num)
-        slot = self._roster.claim(len(parcel[0]), worker_num)
+        slot = self._roster.claim(parcel[2], worker_num)
         if slot is None:
             raise Full('task', f'pool {self.name!r}' if worker_num is None else f'worker {worker_num}')
         slot.deliver(parcel)
@@ -219,7 +226,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         :raises ValueError: there is no worker `worker_num`, or it has left the pool meanwhile.
         '''
         parcel = self._pack(message, worker_num)
-        slot = self._roster.claim(len(parcel[0]), worker_num) or await self._permit(len(parcel[0]), worker_num)
+        slot = self._roster.claim(parcel[2], worker_num) or await self._permit(parcel[2], worker_num)
         slot.deliver(parcel)
 
     async def broadcast(self, message: TaskT, retain: object = None) -> None:
@@ -231,15 +238,15 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
             ahead of its other tasks. None: it is not kept.
         :raises: as `put`.
         '''
-        data, terms = self._pack(message, None)
-        data, size = for_several(data), len(data)
+        data, terms, size, _ = self._pack(message, None)
+        data = for_several(data)
         slots: list[Slot] = []
         try:
             # Workers may come and go while it waits.
             while missing := [slot for slot in self._roster.everyone if slot not in slots]:
                 slots += await self._permit_of(missing[0], size)
             if retain is not None:
-                self._roster.retain((data, terms._replace(retain=retain)))
+                self._roster.retain((data, terms._replace(retain=retain), size, None))
         except BaseException:
             for slot in slots:
                 self._roster.release(slot, size)
@@ -247,7 +254,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         for slot in slots:
             if retain is None or slot.open:
                 retries = self._retries_at(slot.address)
-                slot.deliver((data, terms._replace(number=slot.address, retain=retain, retries=retries)))
+                slot.deliver((data, terms._replace(number=slot.address, retain=retain, retries=retries), size, None))
             else:
                 # The worker that starts there will get it as a retained one.
                 self._roster.release(slot, size)
@@ -265,9 +272,10 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         if not self._accepting or self._thread != get_ident():
             self._refuse()
         data, needs = self._encode(message)
-        if needs or number is not None or len(data) > self._max_message_bytes:
-            return data, self._make_terms(data, needs, number)
-        return data, self._terms
+        size = size_of(data)
+        if needs or number is not None or size > self._max_message_bytes:
+            return data, self._make_terms(data, needs, number), size, None
+        return data, self._terms, size, None
 
     def _make_terms(self, data: Body, needs: tuple[Definition, ...], number: Address | None) -> Terms:
         if number is not None and number not in self._roster:
@@ -296,11 +304,12 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         mode, function, _, _ = request
         data, needs = encoded = self.packing.pack_request(request)
-        if needs or len(data) > self._max_message_bytes:
+        size = size_of(data)
+        if needs or size > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)
         # What a stream has given can't be taken back, so it is not run again.
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries
-        return data, Terms(needs, None, None, retries, call)
+        return data, Terms(needs, retries=retries) if needs else _terms_with(retries), size, call
 
     def _width(self) -> int:
         return len(self.members)
@@ -308,14 +317,14 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     async def _accept(self, parcel: Parcel) -> None:
         self.check_running('call')
         if not self._try_accept(parcel):
-            data, terms = parcel
-            slot = await self._permit(len(data), terms.number, least=terms.number is None)
+            _, terms, size, _ = parcel
+            slot = await self._permit(size, terms.number, least=terms.number is None)
             slot.deliver(parcel)
 
     def _try_accept(self, parcel: Parcel) -> bool:
-        data, terms = parcel
+        _, terms, size, _ = parcel
         number = terms.number
-        slot = self._roster.claim_least(len(data)) if number is None else self._roster.claim(len(data), number)
+        slot = self._roster.claim_least(size) if number is None else self._roster.claim(size, number)
         if slot is None:
             return False
         slot.deliver(parcel)

@@ -30,7 +30,7 @@ from .errors import ProtocolError
 from .frames import LARGE, MAX_BODY, RUN, WRITE_SIZE, Parser, cut_run, pack_header, pack_runs
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
 from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
-from .payload import Body, cut, prefixed
+from .payload import Body, Payload, cut, pickled, prefixed
 from .window import Window
 
 __all__ = [
@@ -67,12 +67,6 @@ class Terms(NamedTuple):
     '''The key of a retained broadcast.'''
     retries: int = 0
     '''How often it may still be run again after it may have run.'''
-    call: 'Caller | None' = None
-    '''Who waits for the answer, if it is a call.'''
-
-
-Parcel = tuple[Body, Terms]
-'''A pickled task on its way. A plain tuple, as one is made for every message; most share their terms.'''
 
 
 class Exchange(Protocol):
@@ -95,6 +89,13 @@ class Caller(Exchange, Protocol):
     def on_error(self, error: BaseException) -> None: ...
 
 
+Parcel = tuple[Body, Terms, int, Caller | None]
+'''A task on its way, the bytes that it counts, and who waits for the answer, if it is a call.
+
+A tuple without names, as one is made for every message; most share their terms.
+'''
+
+
 class PoolHandler(Protocol):
     '''What a `PoolEnd` calls.'''
 
@@ -105,6 +106,7 @@ class PoolHandler(Protocol):
     def understand(self, body: bytes) -> BaseException: ...
     def on_failed(self, parcel: Parcel, error: BaseException) -> None: ...
     def on_call_failed(self, parcel: Parcel) -> None: ...
+    def on_abandoned(self, parcel: Parcel) -> None: ...
     def on_ask(self, ident: int, head: bytes, data: Body) -> None: ...
     def on_abort(self, ident: int) -> None: ...
     def on_bye(self) -> None: ...
@@ -141,7 +143,7 @@ class _End(Lending):
         self._wake = wake
         self._parser = Parser()
         self._out: list[bytes] = []
-        self._run: list[bytes] = []
+        self._run: list[Any] = []
         '''Messages that leave in one frame, behind what is in `_out`.'''
         self._run_kind = self._run_ident = 0
         self.known: set[Key] = set()
@@ -150,6 +152,8 @@ class _End(Lending):
         '''What takes a frame, by its kind.'''
         self._legal: dict[int, Callable[[int, Any], None]]
         '''Those that may come in the present state.'''
+        self._of_runs: dict[int, Callable[[int, list[Any]], None]] = {_ITEM: self._on_items}
+        '''What takes the messages of a run that are not handed on.'''
 
     def _enter(self, state: State) -> None:
         self.state = state
@@ -185,8 +189,8 @@ class _End(Lending):
     def _receive_run(self, kind: int, ident: int, body: bytes) -> None:
         if kind in self._handed_on:
             self._deliver(kind, ident, cut_run(body))
-        elif kind == _ITEM and kind in self._legal:
-            self._on_items(ident, cut_run(body))
+        elif kind in self._legal and kind in self._of_runs:
+            self._of_runs[kind](ident, cut_run(body))
         else:
             raise ProtocolError(f'a frame of kind {kind ^ RUN} came in state {self.state.name}')
 
@@ -248,10 +252,10 @@ class _End(Lending):
             self._run_kind = 0
 
     def _send_body(self, kind: int, ident: int, body: Body) -> None:
-        if type(body) is bytes:
-            self._send(kind, ident, body)
+        if type(body) is Payload:
+            self._send_large(kind, ident, body)
         else:
-            self._send_large(kind, ident, body)  # type: ignore[arg-type]
+            self._send(kind, ident, pickled(body))
 
     # The items of a call
 
@@ -259,8 +263,8 @@ class _End(Lending):
         '''Send an item. The caller holds its permit.'''
         if needs:
             self._send_definitions(needs)
-        if type(item) is not bytes:
-            self._send_large(_ITEM, ident, item)  # type: ignore[arg-type]
+        if type(item) is Payload:
+            self._send_large(_ITEM, ident, item)
             return
         if self._run_kind != _ITEM or self._run_ident != ident:
             self._begin_run(_ITEM, ident)
@@ -346,11 +350,12 @@ class PoolEnd(_End):
             Kind.START_FAILED: lambda _, body: handler.on_start_failed(body),
             Kind.DONE: self._on_done,
             Kind.FAILED: self._on_failed,
-            Kind.VALUE: self._on_value,
+            Kind.VALUE: lambda ident, body: self._on_values(0, [(ident, body)]),
             Kind.ASK: self._on_ask,
             Kind.ABORT: lambda ident, _: handler.on_abort(ident),
             Kind.BYE: self._on_bye,
         }
+        self._of_runs[_VALUE] = self._on_values
         self._enter(State.NEW)
 
     def start(self, configuration: bytes, worker: bytes, needs: tuple[Definition, ...]) -> None:
@@ -361,19 +366,27 @@ class PoolEnd(_End):
         self._send(Kind.START, 0, worker)
 
     def send_task(self, parcel: Parcel) -> int:
-        '''Send a task or a call; return its id. The caller holds its permit.'''
-        data, terms = parcel
+        '''Send a task or a call; return its id, or 0 if it was abandoned. Who sends it holds its permit.'''
+        data, terms, _, call = parcel
         if terms.needs:
             self._send_definitions(terms.needs)
-        kind, book = (_TASK, self.owed) if terms.call is None else (_CALL, self.calls)
+        if call is None:
+            kind, book = _TASK, self.owed
+        elif call.abandoned:
+            self._handler.on_abandoned(parcel)
+            return 0
+        else:
+            kind, book = _CALL, self.calls
         self._last_id = ident = self._last_id + 1
         book[ident] = parcel
-        if type(data) is not bytes:
-            self._send_large(kind, ident, data, again=terms.retries > 0)  # type: ignore[arg-type]
-            return ident
-        if self._run_kind != kind:
-            self._begin_run(kind, ident)
-        self._run.append(data)
+        if type(data) is Payload:
+            self._send_large(kind, ident, data, again=terms.retries > 0)
+        else:
+            if self._run_kind != kind:
+                self._begin_run(kind, ident)
+            self._run.append(data)
+        if call is not None:
+            call.on_sent(self._handler, ident)
         return ident
 
     def relay(self, caller: Caller, data: Body, needs: tuple[Definition, ...]) -> int:
@@ -423,14 +436,14 @@ class PoolEnd(_End):
 
     def _on_done(self, ident: int, body: bytes) -> None:
         if ident and ident in self.owed and not body:
-            self._handler.on_done(len(self.owed.pop(ident)[0]), 1)
+            self._handler.on_done(self.owed.pop(ident)[2], 1)
             return
         if ident:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
         owed, before, size = self.owed, len(self.owed), 0
         try:
             for ident in unpacked_ids(body):
-                size += len(owed.pop(ident)[0])
+                size += owed.pop(ident)[2]
         except KeyError as error:
             raise ProtocolError(f'task {error} was answered, but it is not owed') from None
         finally:
@@ -439,7 +452,7 @@ class PoolEnd(_End):
     def _exchange(self, ident: int) -> Exchange | None:
         if ident & ASKED:
             return self.asks.get(ident)
-        found = self.relays.get(ident) or (self.calls[ident][1].call if ident in self.calls else None)
+        found = self.relays.get(ident) or (self.calls[ident][3] if ident in self.calls else None)
         if found is None:
             raise ProtocolError(f'call {ident} was said to go on, but it is not open')
         return found
@@ -460,16 +473,26 @@ class PoolEnd(_End):
                 self._answered = self._answered_bytes = 0
                 self._handler.on_done(size, count)
 
-    def _on_value(self, ident: int, body: Body) -> None:
-        parcel = self.calls.pop(ident, None)
-        if parcel is not None:
+    def _on_values(self, _ident: int, values: list[Any]) -> None:
+        calls = self.calls
+        for value in values:
+            try:
+                ident, body = value
+                parcel = calls.pop(ident, None)
+            except (TypeError, ValueError) as error:
+                raise ProtocolError(f'a run of values is not what it has to be: {error}') from None
+            if parcel is None:
+                self._on_relayed_value(ident, body)
+                continue
             self._answered += 1
-            self._answered_bytes += len(parcel[0])
-            _call_of(parcel).on_value(body)
-        elif ident in self.relays:
-            self.relays.pop(ident).on_value(body)
-        else:
+            self._answered_bytes += parcel[2]
+            parcel[3].on_value(body)  # type: ignore[union-attr]
+
+    def _on_relayed_value(self, ident: int, body: Body) -> None:
+        relay = self.relays.pop(ident, None)
+        if relay is None:
             raise ProtocolError(f'task {ident} was answered, but it is not owed')
+        relay.on_value(body)
 
     def _on_failed(self, ident: int, body: bytes) -> None:
         if ident in self.relays:
@@ -477,7 +500,7 @@ class PoolEnd(_End):
             return
         if ident in self.calls:
             # Still open until the error is understood.
-            _call_of(self.calls[ident]).on_failure(body)
+            self.calls[ident][3].on_failure(body)  # type: ignore[union-attr]
             self._handler.on_call_failed(self.calls.pop(ident))
             return
         parcel = self.owed.get(ident)
@@ -491,12 +514,6 @@ class PoolEnd(_End):
     def _on_bye(self, _ident: int, _body: bytes) -> None:
         self._enter(State.ENDED)
         self._handler.on_bye()
-
-
-def _call_of(parcel: Parcel) -> Caller:
-    call = parcel[1].call
-    assert call is not None
-    return call
 
 
 class WorkerEnd(_End):
@@ -542,8 +559,8 @@ class WorkerEnd(_End):
         '''Send a result. The caller has taken its permit and checked its size.'''
         if needs:
             self._send_definitions(needs)
-        if type(body) is not bytes:
-            self._send_large(_RESULT, 0, body)  # type: ignore[arg-type]
+        if type(body) is Payload:
+            self._send_large(_RESULT, 0, body)
             return
         if self._run_kind != _RESULT:
             self._begin_run(_RESULT, 0)
@@ -564,7 +581,12 @@ class WorkerEnd(_End):
         '''A call has returned.'''
         if needs:
             self._send_definitions(needs)
-        self._send_body(_VALUE, ident, body)
+        if type(body) is Payload:
+            self._send_large(_VALUE, ident, body)
+            return
+        if self._run_kind != _VALUE:
+            self._begin_run(_VALUE, 0)
+        self._run.append((ident, body))
 
     def ask(self, caller: Caller, head: bytes, data: Body, needs: tuple[Definition, ...]) -> int:
         '''Ask the pool for what `head` says, with `data`; return the id of the answer.'''

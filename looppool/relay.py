@@ -17,6 +17,7 @@ from .codec import definitions, encode
 from .errors import ProtocolError
 from .kinds import Kind
 from .payload import Body
+from .plain import size_of
 from .protocol import Terms
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def _run(link: 'Link', ident: int, coroutine: Coroutine[Any, Any, Any]) -> None:
 async def _put(pool: 'Pool[Any, Any]', link: 'Link', address: int | str, data: Body) -> None:
     pool.check_running('put')
     pool.member(address)
-    await pool._accept((data, Terms(definitions(link.end.known), address, retries=pool._retries_at(address))))
+    terms = Terms(definitions(link.end.known), address, retries=pool._retries_at(address))
+    await pool._accept((data, terms, size_of(data), None))
 
 
 async def _find(pool: 'Pool[Any, Any]', _link: 'Link', name: int | str, _data: Body) -> None:

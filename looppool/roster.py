@@ -350,20 +350,20 @@ class Roster:
         '''
         failed, stays, moved_to = [], [], []
         for parcel, started in owed:
-            data, terms = parcel
+            data, terms, size, call = parcel
             if terms.retain is not None:
-                self.release(slot, len(data))
+                self.release(slot, size)
             elif started and not terms.retries:
                 failed.append(parcel)
-                self.release(slot, len(data))
+                self.release(slot, size)
             else:
                 if started:
-                    parcel = data, terms._replace(retries=terms.retries - 1)
+                    parcel = data, terms._replace(retries=terms.retries - 1), size, call
                 heir = self._heir(parcel)
                 if heir is None:
                     stays.append(parcel)
                 else:
-                    self.release(slot, len(data))
+                    self.release(slot, size)
                     heir.backlog.append(parcel)
                     moved_to.append(heir)
         slot.backlog.extendleft(reversed(stays))
@@ -373,10 +373,9 @@ class Roster:
 
     def _heir(self, parcel: Parcel) -> Slot | None:
         '''An open slot with room for a parcel of a dead worker; its permit is taken.'''
-        data, terms = parcel
+        _, terms, size, _ = parcel
         if terms.number is not None:
             return None
-        size = len(data)
         candidates = (slot for slot in self._from(self._turn) if slot.open and not slot.waiters)
         heir = next((slot for slot in candidates if slot.window.try_take(size)), None)
         if heir is not None:
@@ -386,9 +385,9 @@ class Roster:
     def open(self, slot: Slot) -> None:
         '''The worker of `slot` is ready: what was retained comes first, then what waited for it.'''
         slot.open = True
-        for data, _ in self.retained.values():
+        for _, _, size, _ in self.retained.values():
             # They come on top of the window: it may be full of what waited for this worker.
-            slot.window.take(len(data))
+            slot.window.take(size)
         slot.backlog.extendleft(reversed(self.retained.values()))
         self._serve_all()
 

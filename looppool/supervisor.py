@@ -134,7 +134,7 @@ class Supervisor(Lifecycle):
         self.changed.set()
 
     def task_failed(self, member: Member, parcel: Parcel, error: BaseException) -> None:
-        self._roster.release(member.slot, len(parcel[0]))
+        self._roster.release(member.slot, parcel[2])
         self.changed.set()
         self._fail(member, parcel, error)
 
@@ -241,9 +241,9 @@ class Supervisor(Lifecycle):
         owed = owed + [(parcel, False) for parcel in slot.backlog]
         slot.backlog.clear()
         self._bequeath(member, owed, error, current=True)
-        for data, terms in slot.backlog:
-            self._roster.release(slot, len(data))
-            self._fail(member, (data, terms), _with_fate(error, started=False))
+        for parcel in slot.backlog:
+            self._roster.release(slot, parcel[2])
+            self._fail(member, parcel, _with_fate(error, started=False))
         slot.backlog.clear()
         # A permit may have been given that is not used yet.
         slot.deliver = functools.partial(self._lose_late, member, error)

@@ -247,8 +247,8 @@ class Addressed(Verbs):
         return self.pool._call_loop()  # type: ignore[no-any-return]
 
     def _pack_call(self, call: Call, request: Request) -> 'Parcel':
-        data, terms = self.pool._pack_call(call, request)
-        return data, terms._replace(number=self._address())
+        data, terms, size, _ = self.pool._pack_call(call, request)
+        return data, terms._replace(number=self._address()), size, call
 
     def _packing(self) -> Packing:
         return self.pool._packing()  # type: ignore[no-any-return]

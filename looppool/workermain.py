@@ -40,6 +40,7 @@ from .kinds import RELAYED, Kind
 from .modules import forget_modules
 from .packing import Packing
 from .payload import Body
+from .plain import size_of
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
 from .segments import SegmentStore, Sharing, open_store
@@ -312,7 +313,8 @@ class WorkerMain:
         except BaseException as error:
             self._fail(ident, error)
             return
-        self._leave_if_forked(None)
+        if self._forked:
+            self._leave_if_forked(None)
         coroutine = None if outcome is None else as_coroutine(outcome)
         if coroutine is None:
             self._returned(ident)
@@ -323,7 +325,8 @@ class WorkerMain:
         if error is not None:
             self._fail(ident, error)
         else:
-            self._leave_if_forked(None)
+            if self._forked:
+                self._leave_if_forked(None)
             self._returned(ident)
 
     def _returned(self, ident: int) -> None:
@@ -392,7 +395,7 @@ class WorkerMain:
             raise _wrong_thread('_put_nowait')
         end = self._end
         body, needs = encoded = self._encode(result)
-        size = len(body)
+        size = size_of(body)
         if needs or size > end.max_body:
             check_encoded(encoded, end.max_body)
         if not end.results.try_take(size):
@@ -414,8 +417,9 @@ class WorkerMain:
             raise _wrong_thread('_put')
         body, needs = encoded = self._encode(result)
         check_encoded(encoded, self._end.max_body)
-        if self._puts_in_line or not self._end.results.try_take(len(body)):
-            await self._permit(len(body))
+        size = size_of(body)
+        if self._puts_in_line or not self._end.results.try_take(size):
+            await self._permit(size)
         self._end.send_result(body, needs)
 
     async def _permit(self, size: int) -> None:

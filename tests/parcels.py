@@ -1,8 +1,9 @@
 '''Parcels that are easy to read and to change, and how they travel.'''
 
-import struct
+import pickle
 from typing import Any, NamedTuple
 
+from looppool.plain import size_of
 from looppool.protocol import Terms
 
 __all__ = ['Named', 'Segment', 'parcel', 'run']
@@ -11,8 +12,10 @@ __all__ = ['Named', 'Segment', 'parcel', 'run']
 class Named(NamedTuple):
     '''A parcel whose parts have names; equal to the plain one.'''
 
-    data: bytes
-    terms: Terms = Terms()
+    data: Any
+    terms: Terms
+    size: int
+    call: Any = None
 
     @property
     def number(self) -> int | str | None:
@@ -27,7 +30,7 @@ class Named(NamedTuple):
         return self.terms.retries
 
     def having(self, **terms: Any) -> 'Named':
-        return Named(self.data, self.terms._replace(**terms))
+        return Named(self.data, self.terms._replace(**terms), self.size, self.call)
 
 
 class Segment:
@@ -44,11 +47,11 @@ class Segment:
         return memoryview(bytearray(size))
 
 
-def parcel(data: bytes, **terms: Any) -> Named:
+def parcel(data: Any, *, call: Any = None, **terms: Any) -> Named:
     '''A parcel with these terms.'''
-    return Named(data, Terms(**terms))
+    return Named(data, Terms(**terms), size_of(data), call)
 
 
-def run(*messages: bytes) -> bytes:
+def run(*messages: object) -> bytes:
     '''The body of the frame that several messages leave in.'''
-    return struct.pack(f'<I{len(messages)}I', len(messages), *map(len, messages)) + b''.join(messages)
+    return pickle.dumps(list(messages), 5)

@@ -88,7 +88,7 @@ class Caller(Items):
     def __init__(self, side: Side, name: bytes) -> None:
         super().__init__(side, name)
         self.abandoned = False
-        self.answers: list[bytes] = []
+        self.answers: list[Any] = []
 
     def on_sent(self, _link: Any, ident: int) -> None:
         self.ident = ident
@@ -147,7 +147,7 @@ class WorkerSide(Side):
         self.open: dict[int, Items] = {}
         self.aborted: set[int] = set()
         self.taken_up = 0
-        self.answers: dict[int, bytes] = {}
+        self.answers: dict[int, Any] = {}
         self.pilled = False
 
     def on_configure(self, body: bytes) -> None:
@@ -187,7 +187,7 @@ class WorkerSide(Side):
         assert data[:8] == b'%08d' % (self.taken_up - 1)
         self.open[self.taken_up] = self.items(self.taken_up)
 
-    def answer(self, ident: int, kind: Kind, body: bytes, needs: Needs = ()) -> None:
+    def answer(self, ident: int, kind: Kind, body: Any, needs: Needs = ()) -> None:
         assert ident not in self.answers
         self.answers[ident] = body
         self.open.pop(ident, None)
@@ -216,8 +216,8 @@ class Calls(Joined):
         caller = Caller(self.pool, name)
         self.pool.callers.append(caller)
         self.pool.known.update(definition.key for definition in needs)
-        caller.on_sent(None, self.pool.end.send_task(parcel(name + bytes(size), needs=needs, call=caller)))
-        assert caller.ident == len(self.pool.callers)
+        ident = self.pool.end.send_task(parcel(name + bytes(size), needs=needs, call=caller))
+        assert caller.ident == ident == len(self.pool.callers)
 
     @precondition(lambda self: self.pool.open)
     @rule(which=st.integers(0, MOST), verb=st.integers(0, 9), size=st.integers(0, 30), needs=some_definitions)
@@ -238,7 +238,7 @@ class Calls(Joined):
         if verb == 0:
             self.worker.answer(ident, Kind.FAILED, b'failed', needs)
         elif verb == 1:
-            self.worker.answer(ident, Kind.VALUE, b'value', needs)
+            self.worker.answer(ident, Kind.VALUE, size if size % 2 else b'value', needs)
         elif verb == 2 and not items.out_ended:
             items.end()
         elif verb == 3:

@@ -19,8 +19,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob('*.py') if path.stem != '__i
 
 LAYERS = {
     0: (
-        'errors', 'window', 'kinds', 'frames', 'variables', 'payload', 'codec', 'functions', 'packing', 'lending',
-        'protocol', 'budget', 'roster',
+        'errors', 'window', 'kinds', 'plain', 'frames', 'variables', 'payload', 'codec', 'functions', 'packing',
+        'lending', 'protocol', 'budget', 'roster',
     ),
     1: (
         'status', 'channel', 'segments', 'child', 'forkserver', 'process', 'runner', 'signals', 'watchdog', 'exchange',

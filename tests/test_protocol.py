@@ -1,6 +1,7 @@
 '''The rules of one end of a link: what is legal when, what is refused, and that nothing hostile does more than that.'''
 
 import contextlib
+import pickle
 import struct
 from typing import Any
 
@@ -67,6 +68,8 @@ DEFINITION = Definition(('elsewhere', 1), b'definition', ())
 
 class Recorder:
     '''Takes the calls of either end, and what is handed on.'''
+
+    abandoned = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -228,6 +231,9 @@ def test_only_messages_come_in_runs(make: Any, its_kinds: Any, kind: Kind, state
     elif kind == Kind.ITEM and state in LEGAL[kind]:
         end.receive_data(data)
         assert recorder.calls == [('on_items', [b'a', b'b'])]
+    elif kind in its_kinds & {Kind.VALUE} and state in LEGAL[kind]:
+        end.receive_data(frame(kind | RUN, 0, run((2, b'a'))))
+        assert recorder.calls == [('on_value', b'a'), ('on_done', 6, 1)]
     else:
         with pytest.raises(ProtocolError, match=f'kind {kind | RUN:d} .*{state.name}'):
             end.receive_data(data)
@@ -429,7 +435,7 @@ def test_tasks_arrive_one_by_one_however_they_were_sent(messages: list[bytes], c
 
 
 def test_what_is_written_at_once_is_bounded_but_for_one_large_message() -> None:
-    messages = [bytes(600_000), bytes(600_000), b'small', bytes(5_000_000), *[bytes(1000)] * 3000]
+    messages = [bytes(600_000), bytes(600_000), b'small', bytes(5_000_000), *(bytes(1000) for _ in range(3000))]
     pool, _ = pool_end()
     for message in messages:
         pool.send_task(parcel(message))
@@ -443,7 +449,7 @@ def test_what_is_written_at_once_is_bounded_but_for_one_large_message() -> None:
 
 
 @pytest.mark.parametrize(
-    'body', [b'', b'123', run(b'ab')[:-1], run(b'ab') + b'x', run(b'a', b'b')[:9], struct.pack('<I', 2**32 - 1)]
+    'body', [b'', b'123', run(b'ab')[:-1], run(b'a', b'b')[:9], pickle.dumps(b'ab'), pickle.dumps([print])]
 )
 @pytest.mark.parametrize('make', [pool_end, worker_end])
 def test_a_run_that_is_not_what_it_says_is_an_error(make: Any, body: bytes) -> None:

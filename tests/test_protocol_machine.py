@@ -19,6 +19,7 @@ from parcels import Named, parcel
 from looppool.codec import Definition, Key
 from looppool.frames import RUN, Frame, Parser, cut_run
 from looppool.kinds import Kind, State
+from looppool.plain import size_of
 from looppool.protocol import PoolEnd, WorkerEnd
 from looppool.window import Window
 
@@ -57,13 +58,17 @@ class Wire:
     def of_kind(self, kind: int) -> list[Frame]:
         return [frame for frame in self.delivered if frame[0] == kind]
 
-    def messages(self, kind: Kind) -> list[tuple[int, bytes]]:
+    def messages(self, kind: Kind) -> list[tuple[int, Any]]:
         '''Those of this kind, alone and in runs, with their ids.'''
         found = []
         for each, ident, body in self.delivered:
             if each in (kind, kind | RUN):
                 found += list(enumerate([body] if each == kind else cut_run(body), ident))
         return found
+
+
+def failure_of(task: Any) -> bytes:
+    return b'failed %a' % task
 
 
 class Side:
@@ -73,7 +78,7 @@ class Side:
 
     def __init__(self) -> None:
         self.woken = False
-        self.inbox: list[tuple[int, bytes]] = []
+        self.inbox: list[tuple[int, Any]] = []
         self.known: set[Key] = set()
         self.received: list[Key] = []
         self.expected: list[Needs] = []
@@ -125,9 +130,9 @@ class PoolSide(Side):
         return RuntimeError(body)
 
     def on_failed(self, parcel: Named, error: BaseException) -> None:
-        assert error.args == (b'failed ' + parcel.data[:8],)
+        assert error.args == (failure_of(parcel.data),)
         self.failed.append(parcel.data)
-        self.tasks.give(len(parcel.data), 1)
+        self.tasks.give(parcel.size, 1)
 
     def on_bye(self) -> None:
         assert not self.end.owed
@@ -137,8 +142,8 @@ class PoolSide(Side):
 
     def take_up(self) -> None:
         _, body = self.inbox.pop(0)
-        self.results.take(len(body))
-        self.taken.append(len(body))
+        self.results.take(size_of(body))
+        self.taken.append(size_of(body))
 
     def result_done(self, which: int) -> None:
         size = self.taken.pop(which % len(self.taken))
@@ -154,7 +159,7 @@ class WorkerSide(Side):
         super().__init__()
         self.end = WorkerEnd(self, self.deliver, self.wake)
         self.started = False
-        self.open: list[tuple[int, bytes]] = []
+        self.open: list[tuple[int, Any]] = []
         self.put = 0
         self.put_bytes = 0
         self.pilled = False
@@ -190,7 +195,7 @@ class WorkerSide(Side):
     def fail(self, which: int, needs: Needs) -> None:
         ident, data = self.open.pop(which % len(self.open))
         self.known.update(definition.key for definition in needs)
-        self.end.failed(ident, b'failed ' + data[:8], needs)
+        self.end.failed(ident, failure_of(data), needs)
 
     def bye(self) -> None:
         self.pilled = False
@@ -236,29 +241,31 @@ class Link(Joined):
         self.pool.end.start(b'configuration', b'worker', DEFINITIONS[:1])
         self.down.carry(1000)
         for _ in range(results_at_the_start):
-            self.put_a_result(8, ())
+            self.put_a_result(8, (), False)
         self.worker.end.ready()
         self.up.carry(1000)
 
     # What may happen
 
     @precondition(lambda self: self.pool.end.state == State.READY and self.pool.tasks.admits(30))
-    @rule(size=sizes, needs=some_definitions)
-    def put(self, size: int, needs: Needs) -> None:
-        if self.pool.tasks.try_take(size):
-            task = parcel(b'%08d' % len(self.pool.put) + bytes(size - 8), needs=needs)
+    @rule(size=sizes, needs=some_definitions, plain=st.booleans())
+    def put(self, size: int, needs: Needs, plain: bool) -> None:
+        number = len(self.pool.put)
+        task = parcel(number if plain else b'%08d' % number + bytes(size - 8), needs=needs)
+        if self.pool.tasks.try_take(task.size):
             self.pool.sends(needs, self.worker)
             self.pool.put.append(task)
             assert self.pool.end.send_task(task) == len(self.pool.put)
 
     @precondition(lambda self: self.worker.end.state != State.ENDED and self.worker.end.results.admits(30))
-    @rule(size=sizes, needs=some_definitions)
-    def put_a_result(self, size: int, needs: Needs) -> None:
-        if self.worker.end.results.try_take(size):
+    @rule(size=sizes, needs=some_definitions, plain=st.booleans())
+    def put_a_result(self, size: int, needs: Needs, plain: bool) -> None:
+        result = 'a' * size if plain else bytes(size)
+        if self.worker.end.results.try_take(size_of(result)):
             self.worker.sends(needs, self.pool)
-            self.worker.end.send_result(bytes(size), needs)
+            self.worker.end.send_result(result, needs)
             self.worker.put += 1
-            self.worker.put_bytes += size
+            self.worker.put_bytes += size_of(result)
 
     @property
     def at_its_end(self) -> bool:
@@ -309,7 +316,7 @@ class Link(Joined):
         owed = self.pool.end.owed.values()
 
         assert self.pool.tasks.used == len(owed) <= LIMIT
-        assert self.pool.tasks.bytes == sum(len(parcel.data) for parcel in owed)
+        assert self.pool.tasks.bytes == sum(parcel.size for parcel in owed)
 
     def credits_held_in_flight_and_owed_make_the_limit(self) -> None:
         '''A permit is free at the worker, on its way with a result, at the pool, or on its way back with a credit.'''

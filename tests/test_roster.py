@@ -57,7 +57,7 @@ def parcels(*names: str, **fields: Any) -> list[Named]:
 
 def owed_by(roster: Roster, number: int, owed: list[Named]) -> Slot:
     '''The slot, which was given these parcels and has sent them to its worker.'''
-    for data, _ in owed:
+    for data, *_ in owed:
         assert roster.claim(len(data), number)
     return roster.slots[number]
 
@@ -439,7 +439,7 @@ def test_a_retained_broadcast_that_died_with_its_worker_is_not_sent_twice() -> N
     assert roster.bury(slot, [(retained, False)]) == ([], [])
     roster.open(slot)
 
-    assert [data for data, _ in slot.backlog] == [b'table']
+    assert [data for data, *_ in slot.backlog] == [b'table']
     assert slot.window.used == 1
 
 

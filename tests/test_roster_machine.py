@@ -371,7 +371,7 @@ class RoundRobin(RuleBasedStateMachine):
 
     def every_parcel_is_in_one_place_or_has_ended(self) -> None:
         places = [*self.under_way.values(), *(slot.backlog for slot in self.all_slots)]
-        here = [data for place in places for data, _ in place]
+        here = [data for place in places for data, *_ in place]
 
         assert Counter(self.accepted) == Counter(here + self.ended)
 

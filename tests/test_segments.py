@@ -211,7 +211,7 @@ def test_a_memory_view_travels(store: SegmentStore, kind: Any, size: int) -> Non
 
 
 def test_what_is_small_stays_on_the_link(store: SegmentStore) -> None:
-    for obj in ('text', bytes(LEAST - 100), [pickle.PickleBuffer(bytearray(LEAST - 100))]):
+    for obj in (['text'], bytes(LEAST - 100), [pickle.PickleBuffer(bytearray(LEAST - 100))]):
         body, _ = encoder(store)(obj)
         assert type(body) is bytes
     assert segments_here() == 0

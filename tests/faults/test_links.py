@@ -1,5 +1,6 @@
 '''Messages over the cap, and malformed, truncated and hostile bytes on a link: that link ends, and nothing else.'''
 
+import os
 import pickle
 import struct
 import sys
@@ -44,7 +45,10 @@ HOSTILE = {
     'noise': bytes(range(256)),
     'an unknown kind': frame(99),
     'a kind that only the pool sends': frame(Kind.TASK, pickle.dumps('task'), 1),
-    'results without their number': frame(Kind.RESULT | RUN),
+    'a run of nothing': frame(Kind.RESULT | RUN),
+    'a run that is none': frame(Kind.RESULT | RUN, pickle.dumps('results')),
+    'a run that names a function': frame(Kind.RESULT | RUN, run(os.abort)),
+    'a run of values without their calls': frame(Kind.VALUE | RUN, run(b'a')),
     'results that end before the last': frame(Kind.RESULT | RUN, run(b'a', b'b')[:-1]),
     'ready again': frame(Kind.READY),
     'a failed start after the start': frame(Kind.START_FAILED, b''),
