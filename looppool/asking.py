@@ -74,7 +74,7 @@ class Asking:
             raise RuntimeError('another worker was called from a thread: use asyncio.run_coroutine_threadsafe')
 
     def _send(self, caller: Caller, head: bytes, encoded: Encoded) -> None:
-        caller.on_sent(self, self.end.ask(caller, head, *encoded))
+        caller.on_sent(self, self.end.ask(caller, head, *encoded[:2]))
 
     def on_told(self) -> None:
         '''An answer has come.'''

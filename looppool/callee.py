@@ -134,7 +134,7 @@ class Callee:
                 error.add_note('the function is a generator: use stream(...) instead of call(...)')
             raise
         check_encoded(encoded, self._end.max_body)
-        self._end.value(ident, *encoded)
+        self._end.value(ident, *encoded[:2])
 
     async def _answer_later(self, ident: int) -> None:
         self._answer(ident, await self._unbegun.pop(ident))

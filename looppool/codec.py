@@ -27,12 +27,12 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from types import FunctionType
-from typing import Any, Final, NamedTuple, Protocol, overload
+from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
 from .payload import LEAST, Body, Payload, Piece
-from .plain import plain_size, size_of
+from .plain import plain_size
 from .variables import home_of, reduce_variable
 
 __all__ = [
@@ -50,12 +50,14 @@ __all__ = [
     'definition_of',
     'definitions',
     'encode',
+    'encode_into',
     'encode_with',
     'encoder',
     'forget_bodies',
     'in_order',
     'pack_error',
     'resolve',
+    'sized',
     'unpack_error',
 ]
 
@@ -76,8 +78,8 @@ class Definition(NamedTuple):
 
 Needs = tuple[Definition, ...]
 Inline = tuple[bytes, Needs]
-Encoded = tuple[Body, Needs]
-'''A pickled object and the definitions that it needs, in the order to send them.'''
+Encoded = tuple[Body, Needs, int]
+'''An object on its way, the definitions that it needs, in the order to send them, and the bytes that it counts.'''
 
 Reducers = Mapping[type, Callable[[Any], tuple[Any, ...]]]
 '''How to pickle the objects of exactly these types, as ``copyreg.dispatch_table`` says it.'''
@@ -120,17 +122,18 @@ def encode(obj: object) -> Inline:
     return _dump_by_reference(obj, {})[:2]
 
 
-def encoder(store: Store) -> Callable[[object], Encoded]:
+def encoder(store: Store | None) -> Callable[[Any], Encoded]:
     '''A function that does what `encode` does, and puts what is large into the store. It belongs to one thread.
 
     What needs no pickle of its own it leaves as it is.
     '''
     buffers: Buffers = []
-    take = functools.partial(store.take, buffers)
+    take = None if store is None else functools.partial(store.take, buffers)
 
-    def encode_into_store(obj: object) -> Encoded:
-        if plain_size(obj):
-            return obj, ()  # type: ignore[return-value]
+    def encode_into_store(obj: Any) -> Encoded:
+        size = plain_size(obj)
+        if size:
+            return obj, (), size
         pickled: Pickled
         if buffers:
             # An object that is being pickled has something else encoded.
@@ -139,7 +142,7 @@ def encoder(store: Store) -> Callable[[object], Encoded]:
             data = _dumps(obj, PROTOCOL, buffer_callback=take)
             if data.find(b'__main__') < 0:
                 if len(data) < LEAST and not buffers:
-                    return data, ()
+                    return data, (), len(data)
                 pickled = data, (), buffers.copy()
             else:
                 pickled = _dump_by_reference(obj, {}, store)
@@ -148,33 +151,40 @@ def encoder(store: Store) -> Callable[[object], Encoded]:
         finally:
             if buffers:
                 buffers.clear()
-        return _placed(store, *pickled) or encode(obj)
+        return _placed(store, *pickled) or sized(encode(obj))
 
     return encode_into_store
 
 
-@overload
-def encode_with(reducers: Reducers, obj: object) -> Inline: ...
-@overload
-def encode_with(reducers: Reducers, obj: object, store: Store | None) -> Encoded: ...
-def encode_with(reducers: Reducers, obj: object, store: Store | None = None) -> Encoded:
+def sized(encoded: Inline) -> Encoded:
+    '''With what it counts.'''
+    return *encoded, len(encoded[0])
+
+
+def encode_with(reducers: Reducers, obj: object) -> Inline:
     '''As `encode`, but pickle what has one of the types in `reducers` as is said there.'''
+    return _dump_as_said(reducers, obj)[:2]
+
+
+def encode_into(store: Store | None, reducers: Reducers, obj: object) -> Encoded:
+    '''As `encode_with`, and put what is large into the store.'''
+    return _placed(store, *_dump_as_said(reducers, obj, store)) or sized(encode_with(reducers, obj))
+
+
+def _dump_as_said(reducers: Reducers, obj: object, store: Store | None = None) -> Pickled:
     try:
         pickled = _dump_with(_PlainPickler, obj, reducers, store)
     except Exception:
-        pickled = _dump_with(_value_pickler(), obj, reducers, store)
-    else:
-        if pickled[0].find(b'__main__') >= 0:
-            pickled = _dump_by_reference(obj, reducers, store)
-    return _placed(store, *pickled) or encode_with(reducers, obj)
+        return _dump_with(_value_pickler(), obj, reducers, store)
+    return _dump_by_reference(obj, reducers, store) if pickled[0].find(b'__main__') >= 0 else pickled
 
 
 def _placed(store: Store | None, data: bytes, needs: Needs, buffers: Buffers) -> Encoded | None:
     '''None if there is no memory for what is large.'''
     if store is None or (len(data) < LEAST and not buffers):
-        return data, needs
+        return data, needs, len(data)
     payload = store.put(data, buffers)
-    return None if payload is None else (payload, needs)
+    return None if payload is None else (payload, needs, len(payload))
 
 
 def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None = None) -> Pickled:
@@ -186,8 +196,8 @@ def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None = No
 
 def check_encoded(encoded: Encoded, limit: int) -> None:
     '''Raise `MessageTooBig` if an encoded object, or a definition that it needs, takes more than `limit` bytes.'''
-    data, needs = encoded
-    check_size(size_of(data), limit)
+    _, needs, size = encoded
+    check_size(size, limit)
     for definition in needs:
         check_size(len(definition.body), limit)
 

@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Final, Protocol, Self
 
 from .channel import SLICE
-from .codec import Definition, Encoded, check_encoded
+from .codec import Definition, check_encoded
 from .errors import ProtocolError, StreamClosed
 from .packing import Packing
 from .payload import Body
@@ -57,7 +57,7 @@ class Exchange:
         self._out_ended = self._in_ended = self._discarding = False
         self._error: BaseException | None = None
         self._slice_end = 0.0
-        self._unheard: list[Encoded] | None = None
+        self._unheard: list[tuple[Body, tuple[Definition, ...]]] | None = None
         '''What was sent before anything has shown that the call has begun; credit bounds it.'''
 
     def attach(self, side: Side, ident: int) -> None:
@@ -129,7 +129,7 @@ class Exchange:
         :raises MessageTooBig: the pickled item is larger than ``Pool(max_message_bytes=...)``.
         :raises Exception: the error of pickling it.
         '''
-        body, needs = encoded = self._packing.pack(item)
+        body, needs, size = encoded = self._packing.pack(item)
         if time.monotonic() > self._slice_end:
             # Items that are made without waiting for anything must not keep the loop from turning.
             await asyncio.sleep(0)
@@ -140,7 +140,6 @@ class Exchange:
         if self._out_ended or self._side is None:
             raise StreamClosed()
         check_encoded(encoded, self._side.max_body)
-        size = size_of(body)
         if self._senders or not self._out.try_take(size):
             await self._permit(size)
         self._side.send_item(self._ident, body, needs)

@@ -24,7 +24,7 @@ from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
 from .kinds import Kind
 from .payload import Body
-from .plain import size_of
+from .plain import PLAIN, size_of
 from .process import start
 from .protocol import Parcel, PoolEnd
 from .relay import Relay, answer
@@ -269,7 +269,7 @@ class Link:
                 total += size
                 count += 1
                 try:
-                    outcome = handler(decode(body), _done_on_return)
+                    outcome = handler(body if type(body) in PLAIN else decode(body), _done_on_return)
                     coroutine = None if outcome is None else as_coroutine(outcome)
                     if coroutine is not None:
                         total -= size

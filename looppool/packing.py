@@ -15,7 +15,19 @@ from contextvars import ContextVar
 from types import FunctionType, NoneType
 from typing import Any, Final, Protocol, TypeVar
 
-from .codec import Definition, Encoded, Inline, Reducers, Store, decode, encode, encode_with, encoder, in_order
+from .codec import (
+    Definition,
+    Encoded,
+    Inline,
+    Reducers,
+    Store,
+    decode,
+    encode,
+    encode_into,
+    encode_with,
+    encoder,
+    in_order,
+)
 from .functions import address_of, function_at
 from .payload import Body, cut, prefixed
 from .plain import plain_sizes
@@ -118,7 +130,7 @@ class Packing:
         if codec is not None:
             self.pickle = functools.partial(_pickle, codec, store)
         else:
-            self.pickle = encode if store is None else encoder(store)
+            self.pickle = encoder(store)
         self.pack = self.pickle
         self.unpack: Callable[[Any], Any] = decode
         if codec is not None:
@@ -149,14 +161,15 @@ class Packing:
         address, needs = address_of(function, self._reducers)
         size = 0 if kwargs or address is function else plain_sizes(args)
         if size:
-            return (mode, address, args, size), needs
-        data, more = self.pickle((mode, address, args, kwargs))
-        return data, in_order((*needs, *more)) if needs and more else needs or more
+            return (mode, address, args, size), needs, size
+        data, more, size = self.pickle((mode, address, args, kwargs))
+        return data, in_order((*needs, *more)) if needs and more else needs or more, size
 
     def _pack_with_values(self, pack: Callable[[Any], Encoded], obj: Any) -> Encoded:
-        data, needs = pack(obj)
+        data, needs, _ = pack(obj)
         values, needs_of_values = self._pack_values()
-        return prefixed(_SIZE.pack(len(values)) + values, data), in_order((*needs_of_values, *needs))
+        data = prefixed(_SIZE.pack(len(values)) + values, data)
+        return data, in_order((*needs_of_values, *needs)), len(data)
 
     def _pack_values(self) -> Inline:
         values = values_of(self.variables)
@@ -194,7 +207,7 @@ def unpack_request(data: Body) -> Any:
 
 
 def _pickle(codec: Codec, store: Store | None, obj: Any) -> Encoded:
-    return encode_with(codec._reducers, obj, store)
+    return encode_into(store, codec._reducers, obj)
 
 
 def _pack(codec: Codec, obj: Any) -> Encoded:
@@ -207,4 +220,4 @@ def _pack(codec: Codec, obj: Any) -> Encoded:
     if type(data) is not bytes:
         what = type(codec).__qualname__
         raise TypeError(f'{what}.encode returned {type(data).__qualname__}: let it return bytes, as .encode() of a str')
-    return data, in_order(needs)
+    return data, in_order(needs), len(data)

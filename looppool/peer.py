@@ -11,7 +11,6 @@ from .codec import Encoded
 from .lifecycle import checked_seconds
 from .objects import Key, RemoteObject
 from .packing import Packing
-from .plain import size_of
 from .protocol import Caller, Parcel, Terms
 from .verbs import Verbs
 
@@ -56,8 +55,8 @@ class Peer(Verbs):
         return asking().loop
 
     def _pack_call(self, call: Call, request: Request) -> Parcel:
-        data, needs = self._packing().pack_request(request)
-        return data, Terms(needs, self.name), size_of(data), call
+        data, needs, size = self._packing().pack_request(request)
+        return data, Terms(needs, self.name), size, call
 
     def _packing(self) -> Packing:
         asking().check_thread()
@@ -70,9 +69,9 @@ class Peer(Verbs):
         asking().ask_nowait(*self._call_of(parcel))
 
     def _call_of(self, parcel: Parcel) -> tuple[Caller, str, str | int, Encoded]:
-        data, terms, _, call = parcel
+        data, terms, size, call = parcel
         assert call is not None
-        return call, Op.CALL, self.name, (data, terms.needs)
+        return call, Op.CALL, self.name, (data, terms.needs, size)
 
 
 async def find_worker(name: str) -> Peer:
@@ -100,7 +99,7 @@ async def wait_for_worker(name: str, timeout: float | timedelta | None = None) -
 async def _find(asker: Callable[..., Any], op: str, name: str) -> Peer:
     if not isinstance(name, str):
         raise TypeError(f'name has to be a string, not {name!r}')
-    await _ask(asker, op, name, (b'', ()))
+    await _ask(asker, op, name, (b'', (), 0))
     return Peer(name)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import NoneType
 from typing import Any, Final
 
-__all__ = ['plain_size', 'plain_sizes', 'size_of']
+__all__ = ['PLAIN', 'plain_size', 'plain_sizes', 'size_of']
 
 _BASE: Final = 16
 '''What each counts, in bytes, beside its text.'''
@@ -17,6 +17,8 @@ _INT_END: Final = 1 << 63
 _MOST_TEXT: Final = 1024
 '''Characters.'''
 _NUMBERS: Final = frozenset({int, float, bool, NoneType})
+PLAIN: Final = _NUMBERS | {str}
+'''The types of what travels as it is, if it is small.'''
 
 
 def plain_size(message: Any) -> int:

@@ -20,13 +20,12 @@ from tornado.ioloop import IOLoop
 
 from .callee import CALL
 from .calls import Call, Request
-from .codec import Definition, check_encoded
+from .codec import Encoded, check_encoded
 from .errors import Full, PoolBroken, PoolClosed
 from .lease import Leasing
 from .lifecycle import END
 from .packing import Codec, Packing
-from .payload import Body, for_several
-from .plain import size_of
+from .payload import for_several
 from .protocol import Parcel, Terms
 from .roster import Address, Slot, Waiter
 from .runner import caught
@@ -271,17 +270,16 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
     def _pack(self, message: TaskT, number: Address | None) -> Parcel:
         if not self._accepting or self._thread != get_ident():
             self._refuse()
-        data, needs = self._encode(message)
-        size = size_of(data)
+        data, needs, size = encoded = self._encode(message)
         if needs or number is not None or size > self._max_message_bytes:
-            return data, self._make_terms(data, needs, number), size, None
+            return data, self._make_terms(encoded, number), size, None
         return data, self._terms, size, None
 
-    def _make_terms(self, data: Body, needs: tuple[Definition, ...], number: Address | None) -> Terms:
+    def _make_terms(self, encoded: Encoded, number: Address | None) -> Terms:
         if number is not None and number not in self._roster:
             raise ValueError(self._no_worker(number))
-        check_encoded((data, needs), self._max_message_bytes)
-        return Terms(needs, number, retries=self._retries_at(number))
+        check_encoded(encoded, self._max_message_bytes)
+        return Terms(encoded[1], number, retries=self._retries_at(number))
 
     def _retries_at(self, address: Address | None) -> int:
         named = self.named.get(address) if isinstance(address, str) else None
@@ -303,8 +301,7 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
 
     def _pack_call(self, call: Call, request: Request) -> Parcel:
         mode, function, _, _ = request
-        data, needs = encoded = self.packing.pack_request(request)
-        size = size_of(data)
+        data, needs, size = encoded = self.packing.pack_request(request)
         if needs or size > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)
         # What a stream has given can't be taken back, so it is not run again.

@@ -40,7 +40,7 @@ from .kinds import RELAYED, Kind
 from .modules import forget_modules
 from .packing import Packing
 from .payload import Body
-from .plain import size_of
+from .plain import PLAIN
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
 from .segments import SegmentStore, Sharing, open_store
@@ -309,17 +309,19 @@ class WorkerMain:
         try:
             if self._set_values is not None:
                 body = self._set_values(context, body)
-            outcome = context.run(self._handler, self._decode(body))
+            outcome = context.run(self._handler, body if type(body) in PLAIN else self._decode(body))
         except BaseException as error:
             self._fail(ident, error)
             return
         if self._forked:
             self._leave_if_forked(None)
         coroutine = None if outcome is None else as_coroutine(outcome)
-        if coroutine is None:
-            self._returned(ident)
-        else:
+        if coroutine is not None:
             self._runner.run(coroutine, context, ident)
+        elif self._done_on_return and ident in self._open:
+            self._done(ident)
+        else:
+            self._returned(ident)
 
     def _coroutine_ended(self, ident: int, error: BaseException | None) -> None:
         if error is not None:
@@ -335,8 +337,7 @@ class WorkerMain:
             if self._done_on_return:
                 self._fail(ident, _not_open(ident))
         elif self._done_on_return or ident in self._deferred:
-            self._end.done(ident)
-            self._forget(ident)
+            self._done(ident)
         else:
             self._open[ident] = None
 
@@ -350,8 +351,11 @@ class WorkerMain:
         if state is not None and sys.exception() is not None:
             self._deferred.add(ident)
         else:
-            self._end.done(ident)
-            self._forget(ident)
+            self._done(ident)
+
+    def _done(self, ident: int) -> None:
+        self._end.done(ident)
+        self._forget(ident)
 
     def _fail(self, ident: int, error: BaseException) -> None:
         self._leave_if_forked(error)
@@ -394,8 +398,7 @@ class WorkerMain:
         if get_ident() != self._thread:
             raise _wrong_thread('_put_nowait')
         end = self._end
-        body, needs = encoded = self._encode(result)
-        size = size_of(body)
+        body, needs, size = encoded = self._encode(result)
         if needs or size > end.max_body:
             check_encoded(encoded, end.max_body)
         if not end.results.try_take(size):
@@ -415,9 +418,8 @@ class WorkerMain:
     async def put(self, result: object) -> None:
         if get_ident() != self._thread:
             raise _wrong_thread('_put')
-        body, needs = encoded = self._encode(result)
+        body, needs, size = encoded = self._encode(result)
         check_encoded(encoded, self._end.max_body)
-        size = size_of(body)
         if self._puts_in_line or not self._end.results.try_take(size):
             await self._permit(size)
         self._end.send_result(body, needs)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import looppool
-from looppool.codec import Definition, check_encoded, decode, define, encode, unpack_error
+from looppool.codec import Definition, check_encoded, decode, define, encode, sized, unpack_error
 from looppool.errors import MessageTooBig, ProtocolError
 from looppool.functions import address_of, function_at
 
@@ -349,7 +349,7 @@ def test_encode_gives_the_error_of_the_object_itself() -> None:
 
 
 def test_the_cap_counts_for_an_object_and_for_each_definition() -> None:
-    encoded = b'x' * 10, (Definition(('a', 1), b'y' * 10, ()), Definition(('a', 2), b'z' * 11, ()))
+    encoded = sized((b'x' * 10, (Definition(('a', 1), b'y' * 10, ()), Definition(('a', 2), b'z' * 11, ()))))
 
     check_encoded(encoded, 11)
 

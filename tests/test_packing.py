@@ -17,8 +17,9 @@ from harness import Echo, failures_of, rest_of
 
 import looppool
 from looppool import Codec, Pool, Worker, task_done
-from looppool.codec import decode, encode
+from looppool.codec import decode, encode, sized
 from looppool.packing import Packing
+from looppool.plain import plain_size
 
 
 class Money:
@@ -114,13 +115,23 @@ def there_and_back(packing: Packing, obj: Any) -> Any:
 def test_without_a_codec_the_functions_of_the_module_are_used_as_they_are() -> None:
     packing = Packing()
 
-    assert (packing.pack, packing.pickle, packing.unpack) == (encode, encode, decode)
+    assert packing.pack is packing.pickle and packing.unpack is decode
+    assert packing.pack([1]) == sized(encode([1]))
+
+
+@pytest.mark.parametrize('message', [7, 'text', None, 1.5])
+def test_what_is_plain_is_left_as_it_is_unless_a_codec_wants_it(message: Any) -> None:
+    assert Packing().pack(message) == (message, (), plain_size(message))
+    assert there_and_back(Packing(), message) == message
+    for codec in (JsonCodec(), with_money()):
+        assert type(Packing(codec).pack(message)[0]) is bytes
+        assert there_and_back(Packing(codec), message) == message
 
 
 def test_what_is_not_registered_is_pickled_as_ever() -> None:
     message = {'url': ['http://example.org/', b'body', 1.5, None, Path('x')], 'complex': 1j}
 
-    assert Packing(with_money()).pack(message) == (pickle.dumps(message, 5), ())
+    assert Packing(with_money()).pack(message) == sized((pickle.dumps(message, 5), ()))
 
 
 @pytest.mark.parametrize('wrap', [lambda x: x, lambda x: [{'deep': (x,)}], lambda x: {x: x}], ids=['', 'in', 'key'])
@@ -181,7 +192,7 @@ def test_a_codec_of_its_own_makes_the_bytes_and_calls_stay_pickled() -> None:
     codec.register(Money, to_bytes, from_bytes)
     packing = Packing(codec)
 
-    assert packing.pack([1, 2]) == (b'json[1, 2]', ())
+    assert packing.pack([1, 2]) == (b'json[1, 2]', (), 10)
     assert packing.unpack(b'json[1, 2]') == [1, 2]
     assert decode(packing.pickle(({1, 2}, Money(3)))[0]) == ({1, 2}, Money(3))
 

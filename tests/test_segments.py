@@ -162,10 +162,10 @@ def test_a_closed_store_keeps_nothing(store: SegmentStore) -> None:
     list(range(100_000)),
 ], ids=['bytes', 'bytearray', 'nested', 'list'])  # fmt: skip
 def test_what_is_encoded_comes_back(store: SegmentStore, obj: Any) -> None:
-    body, needs = encoder(store)(obj)
+    body, needs, size = encoder(store)(obj)
 
     assert type(body) is Payload
-    assert needs == ()
+    assert (needs, size) == ((), len(body))
     assert decode(body) == obj
 
 
@@ -189,7 +189,7 @@ def test_one_may_be_encoded_while_another_is(store: SegmentStore) -> None:
     one = Encodes(encode, fails=False)
 
     first, last = (pickle.PickleBuffer(bytearray(value * LEAST)) for value in (b'1', b'2'))
-    body, _ = encode([first, one, last])
+    body, *_ = encode([first, one, last])
 
     assert one.inner == [b'i' * LEAST, 'inner']
     assert decode(body) == [b'1' * LEAST, 'outer', b'2' * LEAST]
@@ -201,7 +201,7 @@ def test_one_may_be_encoded_while_another_is(store: SegmentStore) -> None:
 @pytest.mark.parametrize('kind', [bytes, bytearray])
 @pytest.mark.parametrize('size', [10, 2 * LEAST])
 def test_a_memory_view_travels(store: SegmentStore, kind: Any, size: int) -> None:
-    body, _ = encoder(store)({'view': memoryview(kind(b'v' * size))})
+    body, *_ = encoder(store)({'view': memoryview(kind(b'v' * size))})
 
     view = decode(body)['view']
 
@@ -212,7 +212,7 @@ def test_a_memory_view_travels(store: SegmentStore, kind: Any, size: int) -> Non
 
 def test_what_is_small_stays_on_the_link(store: SegmentStore) -> None:
     for obj in (['text'], bytes(LEAST - 100), [pickle.PickleBuffer(bytearray(LEAST - 100))]):
-        body, _ = encoder(store)(obj)
+        body, *_ = encoder(store)(obj)
         assert type(body) is bytes
     assert segments_here() == 0
 
@@ -229,7 +229,7 @@ def test_without_memory_a_message_stays_on_the_link(
     monkeypatch.setattr(os, step, fail)
     obj = [bytes(LEAST), pickle.PickleBuffer(bytearray(b'x' * MIB))]
 
-    body, _ = encoder(store)(obj)
+    body, *_ = encoder(store)(obj)
 
     assert type(body) is bytes
     assert decode(body) == [bytes(LEAST), bytearray(b'x' * MIB)]

@@ -184,7 +184,7 @@ def test_the_values_are_beside_the_message(codec: Codec | None) -> None:
     context, there = copy_context(), Context()
     context.run(REQUEST.set, {'a set'})
 
-    body, _ = context.run(packing.pack_task, ['message'])
+    body, *_ = context.run(packing.pack_task, ['message'])
 
     assert packing.unpack_task(body) == ['message']
     assert packing.unpack(packing.set_values(there, body)) == ['message']
