@@ -49,6 +49,22 @@ def each_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return uvloop.new_event_loop
 
 
+SPAWNED_EVERYWHERE = {
+    'test_contexts', 'test_errors_in_tasks', 'test_main_module', 'test_parent_death', 'test_probes', 'test_process',
+    'test_signals',
+}  # fmt: skip
+'''Where workers are spawned under each version of Python. Elsewhere, one is enough: a new interpreter for each worker
+takes as much time as all else.'''
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, 'callspec') else {}
+        if parameters.get('context') == 'spawn' and item.path.stem not in SPAWNED_EVERYWHERE:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     '''Run coroutine tests on a fresh loop.'''
