@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from .codec import decode
 from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied, WorkerStartError
 from .payload import Body
+from .plain import PLAIN
 
 __all__ = ['Call', 'Link', 'Request']
 
@@ -43,16 +44,14 @@ class Call:
     :param what: the function, for the log.
     '''
 
-    __slots__ = ('_ident', '_what', 'abandoned', 'answer', 'in_line', 'link')
+    abandoned = False
+    in_line: asyncio.Task[None] | None = None
+    '''What waits for its credit, if that is not its caller.'''
+    link: Link | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, what: Callable[..., Any]) -> None:
         self.answer: asyncio.Future[Any] = loop.create_future()
-        self.abandoned = False
-        self.in_line: asyncio.Task[None] | None = None
-        '''What waits for its credit, if that is not its caller.'''
         self._what = what
-        self.link: Link | None = None
-        self._ident = 0
 
     async def value(self) -> Any:
         '''Wait for the answer. Cancelled, the call is abandoned.'''
@@ -82,12 +81,12 @@ class Call:
             self.on_late(body)
             return
         try:
-            value = decode(body)
+            value = body if type(body) in PLAIN else decode(body)
         except Exception as error:
             error.add_note(f'while loading what {self._what!r} returned')
             self.on_error(error)
         else:
-            self._settle(value)
+            self._succeed(value)
 
     def on_late(self, body: Body) -> None:
         '''A value has come that nobody waits for.'''
@@ -102,17 +101,18 @@ class Call:
 
     def on_error(self, error: BaseException) -> None:
         if not self.abandoned:
-            self._settle(None, error)
+            self._fail(error)
         elif not _is_quiet(error):
             _log.error('a call of %r failed after it was cancelled', self._what, exc_info=error)
 
-    def _settle(self, value: Any, error: BaseException | None = None) -> None:
+    def _succeed(self, value: Any) -> None:
+        self.answer.set_result(value)
+
+    def _fail(self, error: BaseException) -> None:
         if self.answer.done():
             # Cancelled in this very turn of the loop.
             return
-        if error is None:
-            self.answer.set_result(value)
-        elif isinstance(error, StopIteration):
+        if isinstance(error, StopIteration):
             # A future refuses to raise it.
             self.answer.set_exception(RuntimeError(f'{self._what!r} raised StopIteration'))
         else:

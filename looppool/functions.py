@@ -19,13 +19,14 @@ def address_of(function: Any, reducers: Reducers) -> tuple[Any, tuple[Definition
     '''What stands for `function`, or itself; and the definitions that have to be there first.'''
     if type(function) is not FunctionType:
         return function, ()
-    module, name = function.__module__, function.__qualname__
-    if module == '__main__':
+    home, name = function.__module__, function.__qualname__
+    if home == '__main__':
         definition = definition_of(function, reducers)
         return (function, ()) if definition is None else (definition.key, (*definition.needs, definition))
-    if module not in sys.modules or vars(sys.modules[module]).get(name) is not function:
+    module = sys.modules.get(home)
+    if module is None or module.__dict__.get(name) is not function:
         return function, ()
-    return (module, name), ()
+    return (home, name), ()
 
 
 def function_at(address: tuple[str, Any]) -> Any:

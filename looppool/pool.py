@@ -7,7 +7,6 @@
 '''
 
 import asyncio
-import functools
 import logging
 import os
 import reprlib
@@ -36,11 +35,6 @@ from .worker import ResultT, TaskT, Worker, is_idempotent
 __all__ = ['Pool']
 
 _log: Final = logging.getLogger('looppool')
-
-
-@functools.cache
-def _terms_with(retries: int) -> Terms:
-    return Terms(retries=retries)
 
 
 class Pool(Leasing, Generic[TaskT, ResultT]):
@@ -197,6 +191,8 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         self._retries = retries
         self._terms = Terms(retries=retries_of(worker_class, retries))
         '''Of a message that is not addressed and needs no definitions.'''
+        self._call_terms = Terms(retries=retries)
+        '''Of a call likewise.'''
         self._max_message_bytes = max_message_bytes
         self._encode = self.packing.pack_task
 
@@ -304,9 +300,11 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         data, needs, size = encoded = self.packing.pack_request(request)
         if needs or size > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)
+        if mode == CALL and not needs and not is_idempotent(function):
+            return data, self._call_terms, size, call
         # What a stream has given can't be taken back, so it is not run again.
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries
-        return data, Terms(needs, retries=retries) if needs else _terms_with(retries), size, call
+        return data, Terms(needs, retries=retries), size, call
 
     def _width(self) -> int:
         return len(self.members)

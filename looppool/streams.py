@@ -51,8 +51,12 @@ class _StreamCall(Call):
             self.answer.set_exception(StreamClosed())
             self.answer.exception()
 
-    def _settle(self, value: Any, error: BaseException | None = None) -> None:
-        super()._settle(value, error)
+    def _succeed(self, value: Any) -> None:
+        super()._succeed(value)
+        self._exchange.close()
+
+    def _fail(self, error: BaseException) -> None:
+        super()._fail(error)
         if not self.answer.cancelled():
             # Whoever receives the items is told there.
             self.answer.exception()
