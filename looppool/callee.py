@@ -25,7 +25,7 @@ from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
 
-__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'calls_tasks', 'interruptible']
+__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'calls_tasks', 'current', 'interruptible']
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 
@@ -35,6 +35,10 @@ BOTH: Final = 2
 '''What a call is for: its value, its items, or items both ways.'''
 ANY: Final = 2**64 - 1
 '''Interrupt whatever runs.'''
+
+
+current: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_task')
+'''The id of the task or the call that a piece of code belongs to.'''
 
 
 class Callee:
@@ -68,7 +72,7 @@ class Callee:
         '''Which worker this is, for the errors that other workers get.'''
 
     def take_up(self, ident: int, body: Body) -> None:
-        '''Begin a call.'''
+        '''Begin a call, in whose context this runs: `current` is set.'''
         context = _Watched(self._words, ident)
         try:
             if self.packing.variables:
@@ -106,10 +110,12 @@ class Callee:
     ) -> Coroutine[Any, Any, None] | None:
         if mode == CALL:
             outcome = context.run(function, *args, **kwargs)
-            if self._is_to_be_awaited(ident, outcome):
-                return self._answer_later(ident)
-            self._answer(ident, outcome)
-            return None
+            coroutine = as_coroutine(outcome)
+            if coroutine is None:
+                self._answer(ident, outcome)
+                return None
+            self._unbegun[ident] = coroutine
+            return self._answer_later(ident)
         exchange = self.exchange(ident)
         if mode == STREAM:
             outcome = context.run(function, *args, **kwargs)
@@ -128,13 +134,14 @@ class Callee:
     def _answer(self, ident: int, value: Any) -> None:
         self._left(None)
         try:
-            encoded = self.packing.pickle(value)
+            body, needs, size = encoded = self.packing.pickle(value)
         except Exception as error:
             if isinstance(value, (Generator, AsyncGenerator)):
                 error.add_note('the function is a generator: use stream(...) instead of call(...)')
             raise
-        check_encoded(encoded, self._end.max_body)
-        self._end.value(ident, *encoded[:2])
+        if needs or size > self._end.max_body:
+            check_encoded(encoded, self._end.max_body)
+        self._end.value(ident, body, needs)
 
     async def _answer_later(self, ident: int) -> None:
         self._answer(ident, await self._unbegun.pop(ident))
@@ -160,7 +167,8 @@ class Callee:
         self._answer(ident, None)
 
     def _ended(self, ident: int, error: BaseException | None) -> None:
-        self._left(error)
+        if error is not None:
+            self._left(error)
         exchange = self._end.exchanges.pop(ident, None)
         if isinstance(exchange, Exchange):
             exchange.close()
@@ -174,10 +182,6 @@ class Callee:
         self._forget(ident)
 
 
-_calling: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_call')
-'''The id of the call that a piece of code belongs to.'''
-
-
 class _Watched:
     '''A copy of the current context in which whatever runs is named in the status page.'''
 
@@ -187,7 +191,6 @@ class _Watched:
         self._words = words
         self._ident = ident
         self._context = contextvars.copy_context()
-        self._context.run(_calling.set, ident)
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._words[STEPPING] = self._ident
@@ -216,7 +219,7 @@ def interruptible(words: Words, *calls_tasks: CodeType) -> None:
     def interrupt(_signum: int, frame: FrameType | None) -> None:
         wanted = words[INTERRUPT]
         # An asyncio task that the call has begun does not run as a step of it, but in its context.
-        if wanted and wanted in (ANY, words[STEPPING], _calling.get(0)) and _is_users(frame):
+        if wanted and wanted in (ANY, words[STEPPING], current.get(0)) and _is_users(frame):
             words[INTERRUPT] = 0
             raise TaskInterrupted('it blocked the loop of its worker')
 

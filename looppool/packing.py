@@ -200,7 +200,7 @@ def _cut_values(body: Body) -> tuple[bytes, Body]:
 
 def unpack_request(data: Body) -> Any:
     '''What is asked: what the call is for, the function, and its arguments.'''
-    mode, function, args, kwargs = decode(data)
+    mode, function, args, kwargs = data if type(data) is tuple else decode(data)
     if type(function) is tuple:
         function = function_at(function)
     return mode, function, args, kwargs if type(kwargs) is dict else {}
