@@ -5,7 +5,7 @@
 3. The parser may be fed any split of the stream; it gives every whole frame, in order, exactly once.
 4. What came before a broken header is still given; `Parser.error` then says what was broken, and feeding ends.
 5. A frame whose kind has the bit `RUN` is a run of several messages: a list of them, pickled. One with the bit `LARGE`
-   says where a message lies (see `payload`).
+   says where a message lies (see `payload`). One with both is a plain message that is alone (see `plain`), pickled.
 '''
 
 import io
@@ -16,6 +16,7 @@ from typing import Any, Final
 from .errors import MessageTooBig, ProtocolError
 
 __all__ = [
+    'ALONE',
     'HEADER_SIZE',
     'LARGE',
     'MAX_BODY',
@@ -25,6 +26,7 @@ __all__ = [
     'Parser',
     'check_size',
     'cut_run',
+    'load_alone',
     'pack_header',
     'pack_runs',
 ]
@@ -45,6 +47,8 @@ RUN: Final = 0x80
 '''The bit of a kind that says that the body is a run.'''
 LARGE: Final = 0x40
 '''The bit of a kind that says that the body refers to shared memory.'''
+ALONE: Final = RUN | LARGE
+'''The bits of a kind that say that the body is the pickle of a plain message.'''
 
 pack_header: Final = _HEADER.pack
 '''``pack_header(length, kind, id)`` gives the header's bytes.'''
@@ -134,10 +138,13 @@ def _pack_some(kind: int, ident: int, messages: list[Any], limit: int, row: bool
 
 
 def _pack_run(kind: int, ident: int, messages: list[Any]) -> list[bytes]:
-    if len(messages) == 1 and type(messages[0]) is bytes:
-        return [pack_header(len(messages[0]), kind, ident), *messages]
-    run = pickle.dumps(messages, 5)
-    return [pack_header(len(run), kind | RUN, ident), run]
+    if len(messages) > 1:
+        kind, body = kind | RUN, pickle.dumps(messages, 5)
+    elif type(messages[0]) is bytes:
+        body = messages[0]
+    else:
+        kind, body = kind | ALONE, pickle.dumps(messages[0], 5)
+    return [pack_header(len(body), kind, ident), body]
 
 
 def _most_bytes(message: Any) -> int:
@@ -159,6 +166,14 @@ def cut_run(body: bytes) -> list[Any]:
     if type(messages) is not list:
         raise ProtocolError(f'a run of messages is of {type(messages)}')
     return messages
+
+
+def load_alone(body: bytes) -> list[Any]:
+    '''The plain message of a frame, as a run of one.'''
+    try:
+        return [pickle.loads(body)]
+    except Exception as error:
+        raise ProtocolError(f'a message is not what it has to be: {error!r}') from None
 
 
 class _Unpickler(pickle.Unpickler):

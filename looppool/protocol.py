@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import LARGE, MAX_BODY, RUN, WRITE_SIZE, Parser, cut_run, pack_header, pack_runs
+from .frames import ALONE, LARGE, MAX_BODY, RUN, WRITE_SIZE, Parser, cut_run, load_alone, pack_header, pack_runs
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
 from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
 from .payload import Body, Payload, cut, pickled, prefixed
@@ -179,20 +179,25 @@ class _End(Lending):
                 self._deliver(kind, ident, [body])
             elif kind in self._legal:
                 self._legal[kind](ident, body)
+            elif kind >= ALONE:
+                self._receive_run(kind, ALONE, ident, body, load_alone)
             elif kind & LARGE:
                 self._receive_large(kind ^ LARGE, ident, body)
             else:
-                self._receive_run(kind ^ RUN, ident, body)
+                self._receive_run(kind, RUN, ident, body, cut_run)
         if self._parser.error:
             raise self._parser.error
 
-    def _receive_run(self, kind: int, ident: int, body: bytes) -> None:
+    def _receive_run(
+        self, marked: int, mark: int, ident: int, body: bytes, messages_of: Callable[[bytes], list[Any]]
+    ) -> None:
+        kind = marked ^ mark
         if kind in self._handed_on:
-            self._deliver(kind, ident, cut_run(body))
+            self._deliver(kind, ident, messages_of(body))
         elif kind in self._legal and kind in self._of_runs:
-            self._of_runs[kind](ident, cut_run(body))
+            self._of_runs[kind](ident, messages_of(body))
         else:
-            raise ProtocolError(f'a frame of kind {kind ^ RUN} came in state {self.state.name}')
+            raise ProtocolError(f'a frame of kind {marked} came in state {self.state.name}')
 
     def _receive_large(self, kind: int, ident: int, body: bytes) -> None:
         if kind not in self._handed_on and not (kind in self._legal and kind in _MAY_BE_LARGE):
@@ -246,10 +251,16 @@ class _End(Lending):
         self._run_kind, self._run_ident = kind, ident
 
     def _end_run(self) -> None:
-        if self._run:
-            self._out += pack_runs(self._run_kind, self._run_ident, self._run, OWN_BODY, row=self._run_kind != _ITEM)
-            self._run.clear()
-            self._run_kind = 0
+        run, kind = self._run, self._run_kind
+        if not run:
+            return
+        if kind == _VALUE and len(run) == 1:
+            ident, body = run[0]
+            self._append(kind, ident, pickled(body))
+        else:
+            self._out += pack_runs(kind, self._run_ident, run, OWN_BODY, row=kind != _ITEM)
+        run.clear()
+        self._run_kind = 0
 
     def _send_body(self, kind: int, ident: int, body: Body) -> None:
         if type(body) is Payload:

@@ -16,6 +16,7 @@ from parcels import Named, parcel
 from test_protocol_machine import LONG, Joined, Needs, Side, some_definitions
 
 from looppool.kinds import Kind, State
+from looppool.payload import pickled
 from looppool.protocol import PoolEnd, WorkerEnd
 from looppool.window import Window
 
@@ -285,7 +286,8 @@ class Calls(Joined):
         for caller in self.pool.callers:
             assert len(caller.answers) == caller.closed
             if caller.closed:
-                assert caller.answers == [self.worker.answers[caller.ident]]
+                # What is plain arrives pickled if it travelled alone.
+                assert [pickled(answer) for answer in caller.answers] == [pickled(self.worker.answers[caller.ident])]
         assert set(self.pool.end.calls) == {caller.ident for caller in self.pool.open}
         assert self.pool.answered == len(self.pool.callers) - len(self.pool.open)
 

@@ -12,7 +12,7 @@ from parcels import Segment, parcel, run
 
 from looppool.codec import Definition, Key
 from looppool.errors import ProtocolError
-from looppool.frames import RUN, Frame, Parser, pack_header
+from looppool.frames import ALONE, RUN, Frame, Parser, pack_header
 from looppool.kinds import ASKED, Kind, State
 from looppool.kinds import LEGAL as TABLE
 from looppool.lending import OWN_BODY
@@ -237,6 +237,24 @@ def test_only_messages_come_in_runs(make: Any, its_kinds: Any, kind: Kind, state
     else:
         with pytest.raises(ProtocolError, match=f'kind {kind | RUN:d} .*{state.name}'):
             end.receive_data(data)
+        assert not recorder.calls and not recorder.inbox
+
+
+@pytest.mark.parametrize('state', STATES, ids=lambda state: state.name)
+@pytest.mark.parametrize('kind', Kind, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(('make', 'its_kinds'), [(pool_end, TO_POOL), (worker_end, TO_WORKER)], ids=['pool', 'worker'])
+def test_only_messages_come_alone_and_plain(make: Any, its_kinds: Any, kind: Kind, state: State) -> None:
+    end, recorder = make(state)
+
+    if kind in its_kinds & {Kind.TASK, Kind.CALL, Kind.RELAY, Kind.RESULT, Kind.ITEM} and state in LEGAL[kind]:
+        with pytest.raises(ProtocolError, match='not what it has to be'):
+            end.receive_data(frame(kind | ALONE, ASKED | 9, b'no pickle'))
+        end, recorder = make(state)
+        end.receive_data(frame(kind | ALONE, ASKED | 9, pickle.dumps(7)))
+        assert recorder.inbox == [(ASKED | 9, 7)] or recorder.calls == [('on_items', [7])]
+    elif kind not in its_kinds & {Kind.VALUE} or state not in LEGAL[kind]:
+        with pytest.raises(ProtocolError, match=f'kind {kind | ALONE:d} .*{state.name}'):
+            end.receive_data(frame(kind | ALONE, ASKED | 9, pickle.dumps(7)))
         assert not recorder.calls and not recorder.inbox
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from parcels import Named, parcel
 
 from looppool.codec import Definition, Key
-from looppool.frames import RUN, Frame, Parser, cut_run
+from looppool.frames import ALONE, RUN, Frame, Parser, cut_run, load_alone
 from looppool.kinds import Kind, State
 from looppool.plain import size_of
 from looppool.protocol import PoolEnd, WorkerEnd
@@ -62,8 +62,9 @@ class Wire:
         '''Those of this kind, alone and in runs, with their ids.'''
         found = []
         for each, ident, body in self.delivered:
-            if each in (kind, kind | RUN):
-                found += list(enumerate([body] if each == kind else cut_run(body), ident))
+            ways = {kind: lambda body: [body], kind | RUN: cut_run, kind | ALONE: load_alone}
+            if each in ways:
+                found += list(enumerate(ways[each](body), ident))
         return found
 
 
