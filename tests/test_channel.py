@@ -207,13 +207,18 @@ async def test_a_descriptor_that_is_none_breaks_the_link(pair: Pair) -> None:
     right.channel.close()
 
 
-async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
+async def three_descriptors_sent(pair: Pair) -> tuple[Side, Side, Any]:
     left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
     sent = files(3)
     for file in sent:
         left.channel.send_descriptor(file)
     left.send(b'data')
     await right.until_received(4)
+    return left, right, sent
+
+
+async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
+    left, right, sent = await three_descriptors_sent(pair)
     left.channel.close()
     right.channel.close()
     for file in sent:
@@ -221,12 +226,7 @@ async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
 
 
 async def test_where_no_more_descriptors_may_be_open_the_protocol_is_broken(pair: Pair) -> None:
-    left, right = Side(pair[0], socket.socketpair()), Side(pair[1])
-    sent = files(3)
-    for file in sent:
-        left.channel.send_descriptor(file)
-    left.send(b'data')
-    await right.until_received(4)
+    left, right, sent = await three_descriptors_sent(pair)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (sent[-1].fd + 1, before[1]))
     try:
