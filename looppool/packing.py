@@ -161,7 +161,7 @@ class Packing:
         address, needs = address_of(function, _NO_REDUCERS if self.codec is None else self._reducers)
         size = 0 if kwargs or address is function else plain_sizes(args)
         if size:
-            return (mode, address, args, size), needs, size
+            return (mode, address, args, None), needs, size
         data, more, size = self.pickle((mode, address, args, kwargs))
         return data, in_order((*needs, *more)) if needs and more else needs or more, size
 
@@ -201,9 +201,7 @@ def _cut_values(body: Body) -> tuple[bytes, Body]:
 def unpack_request(data: Body) -> Any:
     '''What is asked: what the call is for, the function, and its arguments.'''
     mode, function, args, kwargs = data if type(data) is tuple else decode(data)
-    if type(function) is tuple:
-        function = function_at(function)
-    return mode, function, args, kwargs if type(kwargs) is dict else {}
+    return mode, function_at(function) if type(function) is tuple else function, args, kwargs or {}
 
 
 def _pickle(codec: Codec, store: Store | None, obj: Any) -> Encoded:

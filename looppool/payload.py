@@ -129,8 +129,8 @@ def _checked(segment: Segment, offset: int, size: int) -> Piece:
     return segment, offset, size
 
 
-PlainRequest = tuple[int, tuple[str, str | int], tuple[Any, ...], int]
-'''What is asked of a worker, in plain: what the call is for, the address of the function, its arguments, their size.'''
+PlainRequest = tuple[int, tuple[str, str | int], tuple[Any, ...], None]
+'''What is asked of a worker, in plain: what the call is for, the address of the function, its arguments, no keywords.'''
 Body = bytes | Payload | int | float | str | PlainRequest | None
 '''A message on its way: its pickle, or where it lies, or itself where it needs no pickle of its own (see `plain`).'''
 
