@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
 from .payload import LEAST, Body, Payload, Piece
-from .plain import plain_size
+from .plain import PLAIN, plain_size
 from .variables import home_of, reduce_variable
 
 __all__ = [
@@ -131,9 +131,10 @@ def encoder(store: Store | None) -> Callable[[Any], Encoded]:
     take = None if store is None else functools.partial(store.take, buffers)
 
     def encode_into_store(obj: Any) -> Encoded:
-        size = plain_size(obj)
-        if size:
-            return obj, (), size
+        if type(obj) in PLAIN:
+            size = plain_size(obj)
+            if size:
+                return obj, (), size
         pickled: Pickled
         if buffers:
             # An object that is being pickled has something else encoded.

@@ -352,7 +352,9 @@ class WorkerMain:
 
     def _done(self, ident: int) -> None:
         self._end.done(ident)
-        self._forget(ident)
+        del self._open[ident]
+        if self._deferred or self._overdrawn or not self._working:
+            self._tidy_up(ident)
 
     def _fail(self, ident: int, error: BaseException) -> None:
         self._leave_if_forked(error)
@@ -382,10 +384,11 @@ class WorkerMain:
             self._relays.discard(ident)
         else:
             del self._open[ident]
-        if self._deferred:
-            self._deferred.discard(ident)
-        if self._overdrawn:
-            self._overdrawn.discard(ident)
+        self._tidy_up(ident)
+
+    def _tidy_up(self, ident: int) -> None:
+        self._deferred.discard(ident)
+        self._overdrawn.discard(ident)
         if not self._working and (self._pending or self._stopping):
             self._channel.work_soon()
 
