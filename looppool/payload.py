@@ -130,7 +130,7 @@ def _checked(segment: Segment, offset: int, size: int) -> Piece:
 
 
 PlainRequest = tuple[int, tuple[str, str | int], tuple[Any, ...], None]
-'''What is asked of a worker, in plain: what the call is for, the address of the function, its arguments, no keywords.'''
+'''What is asked of a worker, in plain: what the call is for, the function's address, its arguments, and no keywords.'''
 Body = bytes | Payload | int | float | str | PlainRequest | None
 '''A message on its way: its pickle, or where it lies, or itself where it needs no pickle of its own (see `plain`).'''
 
