@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
-from .payload import LEAST, Body, Payload, Piece
+from .payload import LEAST, Body, Payload, Piece, pickled
 from .plain import PLAIN, plain_size
 from .variables import home_of, reduce_variable
 
@@ -197,8 +197,9 @@ def _dump_by_reference(obj: object, reducers: Reducers, store: Store | None = No
 
 def check_encoded(encoded: Encoded, limit: int) -> None:
     '''Raise `MessageTooBig` if an encoded object, or a definition that it needs, takes more than `limit` bytes.'''
-    _, needs, size = encoded
-    check_size(size, limit)
+    data, needs, size = encoded
+    # A plain one may count more than it takes.
+    check_size(size if size <= limit else len(pickled(data)), limit)
     for definition in needs:
         check_size(len(definition.body), limit)
 

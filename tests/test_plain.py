@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from looppool.codec import check_encoded, encoder
+from looppool.errors import MessageTooBig
 from looppool.frames import ALONE, RUN, Parser, cut_run, load_alone, pack_runs
 from looppool.plain import plain_size, plain_sizes, size_of
 
@@ -45,6 +47,17 @@ def test_all_else_is_pickled(message: Any) -> None:
 
 def test_text_counts_its_bytes() -> None:
     assert plain_size('a' * 1000) < 1100 < plain_size('ä' * 1000) < plain_size('\N{PILE OF POO}' * 1024)
+
+
+@pytest.mark.parametrize('message', [5, 'text', 'täxt' * 20, None, 1.5])
+def test_the_cap_counts_the_bytes_that_it_would_take(message: Any) -> None:
+    encoded = encoder(None)(message)
+    size = len(pickle.dumps(message, 5))
+
+    check_encoded(encoded, size)
+    if encoded[2] >= size:
+        with pytest.raises(MessageTooBig, match=f'{size:,} bytes'):
+            check_encoded(encoded, size - 1)
 
 
 @given(messages, st.booleans())
