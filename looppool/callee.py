@@ -25,7 +25,7 @@ from .protocol import WorkerEnd
 from .runner import STEPS, Runner, as_coroutine
 from .status import INTERRUPT, STEPPING, Words
 
-__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'calls_tasks', 'current', 'interruptible']
+__all__ = ['ANY', 'BOTH', 'CALL', 'STREAM', 'Callee', 'calls_tasks', 'interruptible']
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 
@@ -35,10 +35,6 @@ BOTH: Final = 2
 '''What a call is for: its value, its items, or items both ways.'''
 ANY: Final = 2**64 - 1
 '''Interrupt whatever runs.'''
-
-
-current: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_task')
-'''The id of the task or the call that a piece of code belongs to.'''
 
 
 class Callee:
@@ -72,7 +68,7 @@ class Callee:
         '''Which worker this is, for the errors that other workers get.'''
 
     def take_up(self, ident: int, body: Body) -> None:
-        '''Begin a call, in whose context this runs: `current` is set.'''
+        '''Begin a call.'''
         context = _Watched(self._words, ident)
         try:
             if self.packing.variables:
@@ -182,6 +178,10 @@ class Callee:
         self._forget(ident)
 
 
+_calling: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_call')
+'''The id of the call that a piece of code belongs to. It is set where code of a call runs, and nowhere else.'''
+
+
 class _Watched:
     '''A copy of the current context in which whatever runs is named in the status page.'''
 
@@ -191,6 +191,7 @@ class _Watched:
         self._words = words
         self._ident = ident
         self._context = contextvars.copy_context()
+        self._context.run(_calling.set, ident)
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._words[STEPPING] = self._ident
@@ -219,7 +220,7 @@ def interruptible(words: Words, *calls_tasks: CodeType) -> None:
     def interrupt(_signum: int, frame: FrameType | None) -> None:
         wanted = words[INTERRUPT]
         # An asyncio task that the call has begun does not run as a step of it, but in its context.
-        if wanted and wanted in (ANY, words[STEPPING], current.get(0)) and _is_users(frame):
+        if wanted and wanted in (ANY, words[STEPPING], _calling.get(0)) and _is_users(frame):
             words[INTERRUPT] = 0
             raise TaskInterrupted('it blocked the loop of its worker')
 

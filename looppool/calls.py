@@ -106,7 +106,9 @@ class Call:
             _log.error('a call of %r failed after it was cancelled', self._what, exc_info=error)
 
     def _succeed(self, value: Any) -> None:
-        self.answer.set_result(value)
+        # It may have been cancelled while the value was loaded, by a signal's handler.
+        if not self.answer.done():
+            self.answer.set_result(value)
 
     def _fail(self, error: BaseException) -> None:
         if self.answer.done():

@@ -20,6 +20,7 @@ __all__ = [
     'HEADER_SIZE',
     'LARGE',
     'MAX_BODY',
+    'MOST_IN_RUN',
     'RUN',
     'WRITE_SIZE',
     'Frame',
@@ -42,7 +43,9 @@ MAX_BODY: Final = 2**32 - 1
 WRITE_SIZE: Final = 1 << 20
 '''About how much is written at once, in bytes: what waits to be written is in memory once.'''
 _MOST_AT_ONCE: Final = 128
-'''How many messages are pickled together at most: for more, there is little to win, and much to keep in memory.'''
+'''How many messages are pickled together: more bring little.'''
+MOST_IN_RUN: Final = 450
+'''Bytes of a message that leaves with others. A larger one has a frame of its own: a run would only copy it.'''
 RUN: Final = 0x80
 '''The bit of a kind that says that the body is a run.'''
 LARGE: Final = 0x40
@@ -110,51 +113,30 @@ class Parser:
 def pack_runs(kind: int, ident: int, messages: list[Any], limit: int, *, row: bool) -> list[bytes]:
     '''Pack messages into frames, runs of at most `limit` bytes where there are several.
 
-    :param messages: pickled ones, and such that need no pickle of their own (see `plain`), alone or in tuples.
+    :param messages: small ones (`MOST_IN_RUN`): pickled, or such that need no pickle of their own (see `plain`), or
+        tuples of these.
     :param row: whether the id is that of the first message only, and the others follow on it.
     :returns: the parts, to be joined.
     '''
-    if len(messages) <= _MOST_AT_ONCE:
-        return _pack_some(kind, ident, messages, limit, row)
     parts: list[bytes] = []
     for start in range(0, len(messages), _MOST_AT_ONCE):
-        parts += _pack_some(kind, ident + start * row, messages[start : start + _MOST_AT_ONCE], limit, row)
+        parts += _pack_run(kind, ident + start * row, messages[start : start + _MOST_AT_ONCE], limit, row)
     return parts
 
 
-def _pack_some(kind: int, ident: int, messages: list[Any], limit: int, row: bool) -> list[bytes]:
-    parts = _pack_run(kind, ident, messages)
-    if len(messages) == 1 or len(parts[1]) <= limit:
-        return parts
-    parts.clear()
-    start = total = 0
-    for index, message in enumerate(messages):
-        size = _most_bytes(message)
-        if index > start and total + size > limit:
-            parts += _pack_run(kind, ident + start * row, messages[start:index])
-            start, total = index, 0
-        total += size
-    return parts + _pack_run(kind, ident + start * row, messages[start:])
-
-
-def _pack_run(kind: int, ident: int, messages: list[Any]) -> list[bytes]:
+def _pack_run(kind: int, ident: int, messages: list[Any], limit: int, row: bool) -> list[bytes]:
     if len(messages) > 1:
-        kind, body = kind | RUN, pickle.dumps(messages, 5)
+        body = pickle.dumps(messages, 5)
+        if len(body) > limit:
+            half = len(messages) // 2
+            first = _pack_run(kind, ident, messages[:half], limit, row)
+            return first + _pack_run(kind, ident + half * row, messages[half:], limit, row)
+        kind |= RUN
     elif type(messages[0]) is bytes:
         body = messages[0]
     else:
         kind, body = kind | ALONE, pickle.dumps(messages[0], 5)
     return [pack_header(len(body), kind, ident), body]
-
-
-def _most_bytes(message: Any) -> int:
-    '''How many bytes it takes in a run, at most.'''
-    kind = type(message)
-    if kind is bytes:
-        return 32 + len(message)
-    if kind is str:
-        return 32 + 4 * len(message)
-    return 32 + sum(map(_most_bytes, message)) if kind is tuple else 32
 
 
 def cut_run(body: bytes) -> list[Any]:

@@ -3,6 +3,7 @@
 1. Nothing can change them, and pickling them can't fail. So they wait as they are until they leave, and those that
    leave together are pickled together, in a fraction of the time.
 2. Each counts about the bytes of its pickle, and never fewer: the same at both ends of a link.
+3. A request counts its arguments: what names the function travels once for all that leave together.
 '''
 
 from collections.abc import Iterable
@@ -11,11 +12,11 @@ from typing import Any, Final
 
 __all__ = ['PLAIN', 'plain_size', 'plain_sizes', 'size_of']
 
-_BASE: Final = 16
+_BASE: Final = 24
 '''What each counts, in bytes, beside its text.'''
 _INT_END: Final = 1 << 63
-_MOST_TEXT: Final = 1024
-'''Characters.'''
+_MOST: Final = 400
+'''Bytes of a text, and of all arguments of a request: with more, a pickle of its own is no great matter.'''
 _NUMBERS: Final = frozenset({int, float, bool, NoneType})
 PLAIN: Final = _NUMBERS | {str}
 '''The types of what travels as it is, if it is small.'''
@@ -27,10 +28,8 @@ def plain_size(message: Any) -> int:
     if kind is int:
         return _BASE if -_INT_END <= message < _INT_END else 0
     if kind is str:
-        size = len(message)
-        if size > _MOST_TEXT:
-            return 0
-        return _BASE + (size if message.isascii() else 4 * size)
+        size = len(message) if message.isascii() else 4 * len(message)
+        return _BASE + size if size <= _MOST else 0
     return _BASE if kind in _NUMBERS else 0
 
 
@@ -47,7 +46,7 @@ def plain_sizes(messages: Iterable[Any]) -> int:
     total = _BASE
     for message in messages:
         size = plain_size(message)
-        if not size:
-            return 0
         total += size
+        if not size or total > _MOST:
+            return 0
     return total

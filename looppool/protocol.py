@@ -27,7 +27,19 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .codec import Definition, Key
 from .errors import ProtocolError
-from .frames import ALONE, LARGE, MAX_BODY, RUN, WRITE_SIZE, Parser, cut_run, load_alone, pack_header, pack_runs
+from .frames import (
+    ALONE,
+    LARGE,
+    MAX_BODY,
+    MOST_IN_RUN,
+    RUN,
+    WRITE_SIZE,
+    Parser,
+    cut_run,
+    load_alone,
+    pack_header,
+    pack_runs,
+)
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
 from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
 from .payload import Body, Payload, cut, pickled, prefixed
@@ -277,6 +289,9 @@ class _End(Lending):
         if type(item) is Payload:
             self._send_large(_ITEM, ident, item)
             return
+        if type(item) is bytes and len(item) > MOST_IN_RUN:
+            self._send(_ITEM, ident, item)
+            return
         if self._run_kind != _ITEM or self._run_ident != ident:
             self._begin_run(_ITEM, ident)
         self._run.append(item)
@@ -392,6 +407,8 @@ class PoolEnd(_End):
         book[ident] = parcel
         if type(data) is Payload:
             self._send_large(kind, ident, data, again=terms.retries > 0)
+        elif type(data) is bytes and len(data) > MOST_IN_RUN:
+            self._send(kind, ident, data)
         else:
             if self._run_kind != kind:
                 self._begin_run(kind, ident)
@@ -573,6 +590,9 @@ class WorkerEnd(_End):
         if type(body) is Payload:
             self._send_large(_RESULT, 0, body)
             return
+        if type(body) is bytes and len(body) > MOST_IN_RUN:
+            self._send(_RESULT, 0, body)
+            return
         if self._run_kind != _RESULT:
             self._begin_run(_RESULT, 0)
         self._run.append(body)
@@ -594,6 +614,9 @@ class WorkerEnd(_End):
             self._send_definitions(needs)
         if type(body) is Payload:
             self._send_large(_VALUE, ident, body)
+            return
+        if type(body) is bytes and len(body) > MOST_IN_RUN:
+            self._send(_VALUE, ident, body)
             return
         if self._run_kind != _VALUE:
             self._begin_run(_VALUE, 0)

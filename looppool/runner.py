@@ -116,10 +116,11 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         deadline = clock() + SLICE
         try:
             while queue:
-                coroutine, context, token = queue.popleft()
+                wanted, context, token = queue.popleft()
+                coroutine = wanted
                 if runner.cancelled and token in runner.cancelled:
                     runner.cancelled.discard(token)
-                    coroutine = _cancelled(coroutine)
+                    coroutine = _cancelled(wanted)
                 error = None
                 try:
                     awaited = context.run(coroutine.send, None)
@@ -127,6 +128,7 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
                     pass
                 except BaseException as raised:
                     error = raised
+                    _drop(wanted, coroutine)
                 else:
                     self._coroutine, self._context, self._token = coroutine, context, token
                     self._waited = runner.waits = True
@@ -149,6 +151,8 @@ class _Strand(Coroutine[Any, None, None], Generic[TokenT]):
         except StopIteration:
             self._end(None)
         except BaseException as error:
+            assert self._coroutine is not None
+            _drop(self._coroutine)
             self._end(error)
         else:
             self._waited = True
@@ -185,6 +189,13 @@ def as_coroutine(outcome: Any) -> Steps | None:
     if type(outcome) is types.CoroutineType:
         return outcome
     return _await(outcome) if inspect.isawaitable(outcome) else None
+
+
+def _drop(*coroutines: Steps) -> None:
+    '''Close those that have not begun, as an interrupt came first: nobody awaits them any more.'''
+    for coroutine in coroutines:
+        if type(coroutine) is types.CoroutineType and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()
 
 
 async def _cancelled(coroutine: Steps) -> Any:

@@ -30,7 +30,7 @@ from tornado.ioloop import IOLoop
 
 from . import child
 from .asking import Asking, set_asking
-from .callee import Callee, current, interruptible
+from .callee import Callee, interruptible
 from .channel import Channel
 from .codec import Key, check_encoded, decode, define, pack_error
 from .errors import Full, PoolClosed, ProtocolError
@@ -52,6 +52,9 @@ from .worker import Worker, undecorated
 __all__ = ['WorkerMain', 'main']
 
 _log: Final = logging.getLogger('looppool.worker')
+
+_current: Final[contextvars.ContextVar[int]] = contextvars.ContextVar('looppool_task')
+'''The id of the task that a piece of code belongs to.'''
 
 _RUNNING: Final = object()
 '''The state of an open task whose handler has not returned; later it is None.'''
@@ -277,7 +280,7 @@ class WorkerMain:
             kind, ident, body = pending.popleft()
             words[TAKEN_UP] = ident
             open_[ident] = _RUNNING
-            current.set(ident)
+            _current.set(ident)
             if kind == _CALL:
                 open_[ident] = _CALLED
                 self._callee.take_up(ident, body)
@@ -298,7 +301,7 @@ class WorkerMain:
             _, ident, body = self._relayed.popleft()
             self._last_relay = ident
             self._relays.add(ident)
-            current.set(ident)
+            _current.set(0)
             self._callee.take_up(ident, body)
 
     def _handle(self, ident: int, body: Body) -> None:
@@ -341,10 +344,10 @@ class WorkerMain:
     def task_done(self) -> None:
         if get_ident() != self._thread:
             raise _wrong_thread('_task_done')
-        ident = current.get(0)
+        ident = _current.get(0)
         state = self._open.get(ident, self)
         if state is self or state is _CALLED or ident in self._deferred:
-            raise _not_open(0 if state is _CALLED or ident & RELAYED else ident)
+            raise _not_open(0 if state is _CALLED else ident)
         if state is not None and sys.exception() is not None:
             self._deferred.add(ident)
         else:
@@ -407,7 +410,7 @@ class WorkerMain:
 
     def _overdraw(self, size: int) -> None:
         '''Each task may go beyond the window's bytes once: nobody knew how large its result is when it was taken up.'''
-        ident = current.get(0)
+        ident = _current.get(0)
         results = self._end.results
         self._refuse_when_ended()
         if results.used >= results.limit or ident not in self._open or ident in self._overdrawn:

@@ -20,6 +20,8 @@ from harness import Echo, on_each_loop
 import looppool
 from looppool import Pool
 from looppool.callee import _is_users, _Watched
+from looppool.calls import Call
+from looppool.codec import encode
 from looppool.mapping import run_chunk
 
 
@@ -160,6 +162,36 @@ async def test_whatever_can_be_called_can_be_called_there(context: str) -> None:
         assert await pool.call_all(os.getpid) == [member.pid for member in pool.members]
         await idle(pool)
         assert pool.statistics().done == 14
+
+
+async def test_values_within_the_cap_come_together() -> None:
+    async with Pool(pool_size=1, max_message_bytes=64 * 1024) as pool:
+        values = await asyncio.gather(*(pool.call(bytes, 64 * 1024 - 60) for _ in range(5)))
+
+    assert [len(value) for value in values] == [64 * 1024 - 60] * 5
+
+
+class Cancelling:
+    '''Cancels who waits for it while it is loaded, as a signal may do.'''
+
+    answer: asyncio.Future[Any]
+
+    def __reduce__(self) -> Any:
+        return cancel_answer, ()
+
+
+def cancel_answer() -> int:
+    Cancelling.answer.cancel()
+    return 1
+
+
+async def test_who_is_cancelled_while_the_value_is_loaded_breaks_nothing() -> None:
+    call = Call(asyncio.get_running_loop(), doubled)
+    Cancelling.answer = call.answer
+
+    call.on_value(encode(Cancelling())[0])
+
+    assert call.answer.cancelled()
 
 
 async def test_calls_go_to_the_least_loaded_and_round() -> None:

@@ -3,9 +3,13 @@
 import asyncio
 import contextlib
 import contextvars
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
+from looppool.errors import TaskInterrupted
 from looppool.runner import Runner, as_coroutine
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar('name', default='')
@@ -49,6 +53,27 @@ async def test_all_end_whether_they_wait_or_not() -> None:
     ends.run(*[at_once, later] * 50)
 
     assert set((await ends.count(100)).values()) == {None}
+
+
+class Interrupting:
+    '''A context that lets nothing run: an interrupt comes first.'''
+
+    def run(self, *_: Any) -> Any:
+        raise TaskInterrupted('early')
+
+
+@pytest.mark.parametrize('waits', [False, True])
+@pytest.mark.parametrize('cancelled', [False, True])
+async def test_what_is_interrupted_before_its_first_step_is_closed(waits: bool, cancelled: bool) -> None:
+    ends = Ends()
+    ends.runner.waits = waits
+
+    ends.runner.run(at_once(), Interrupting(), 'token')  # type: ignore[arg-type]
+    if cancelled:
+        ends.runner.cancel('token')
+
+    assert isinstance((await ends.count(1))['token'], TaskInterrupted)
+    gc.collect()  # What was never awaited would say so now, and a warning is an error.
 
 
 async def test_those_that_never_wait_share_an_asyncio_task_and_others_have_their_own() -> None:
