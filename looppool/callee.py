@@ -106,12 +106,10 @@ class Callee:
     ) -> Coroutine[Any, Any, None] | None:
         if mode == CALL:
             outcome = context.run(function, *args, **kwargs)
-            coroutine = as_coroutine(outcome)
-            if coroutine is None:
-                self._answer(ident, outcome)
-                return None
-            self._unbegun[ident] = coroutine
-            return self._answer_later(ident)
+            if self._is_to_be_awaited(ident, outcome):
+                return self._answer_later(ident)
+            self._answer(ident, outcome)
+            return None
         exchange = self.exchange(ident)
         if mode == STREAM:
             outcome = context.run(function, *args, **kwargs)

@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 from .codec import decode
 from .errors import PoolBroken, PoolClosed, ProtocolError, TaskInterrupted, WorkerDied, WorkerStartError
 from .payload import Body
-from .plain import PLAIN
 
 __all__ = ['Call', 'Link', 'Request']
 
@@ -81,7 +80,7 @@ class Call:
             self.on_late(body)
             return
         try:
-            value = body if type(body) in PLAIN else decode(body)
+            value = decode(body)
         except Exception as error:
             error.add_note(f'while loading what {self._what!r} returned')
             self.on_error(error)

@@ -135,7 +135,7 @@ def encoder(store: Store | None) -> Callable[[Any], Encoded]:
             size = plain_size(obj)
             if size:
                 return obj, (), size
-        pickled: Pickled
+        parts: Pickled
         if buffers:
             # An object that is being pickled has something else encoded.
             return encoder(store)(obj)
@@ -144,15 +144,15 @@ def encoder(store: Store | None) -> Callable[[Any], Encoded]:
             if data.find(b'__main__') < 0:
                 if len(data) < LEAST and not buffers:
                     return data, (), len(data)
-                pickled = data, (), buffers.copy()
+                parts = data, (), buffers.copy()
             else:
-                pickled = _dump_by_reference(obj, {}, store)
+                parts = _dump_by_reference(obj, {}, store)
         except Exception:
-            pickled = _dump_with(_value_pickler(), obj, {}, store)
+            parts = _dump_with(_value_pickler(), obj, {}, store)
         finally:
             if buffers:
                 buffers.clear()
-        return _placed(store, *pickled) or sized(encode(obj))
+        return _placed(store, *parts) or sized(encode(obj))
 
     return encode_into_store
 
@@ -174,10 +174,10 @@ def encode_into(store: Store | None, reducers: Reducers, obj: object) -> Encoded
 
 def _dump_as_said(reducers: Reducers, obj: object, store: Store | None = None) -> Pickled:
     try:
-        pickled = _dump_with(_PlainPickler, obj, reducers, store)
+        parts = _dump_with(_PlainPickler, obj, reducers, store)
     except Exception:
         return _dump_with(_value_pickler(), obj, reducers, store)
-    return _dump_by_reference(obj, reducers, store) if pickled[0].find(b'__main__') >= 0 else pickled
+    return _dump_by_reference(obj, reducers, store) if parts[0].find(b'__main__') >= 0 else parts
 
 
 def _placed(store: Store | None, data: bytes, needs: Needs, buffers: Buffers) -> Encoded | None:

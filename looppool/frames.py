@@ -141,12 +141,13 @@ def _pack_run(kind: int, ident: int, messages: list[Any], limit: int, row: bool)
 
 def cut_run(body: bytes) -> list[Any]:
     '''The messages of a run; ProtocolError if it is none.'''
+    file = io.BytesIO(body)
     try:
-        messages = _Unpickler(io.BytesIO(body)).load()
+        messages = _Unpickler(file).load()
     except Exception as error:
         raise ProtocolError(f'a run of messages is not what it has to be: {error!r}') from None
-    if type(messages) is not list:
-        raise ProtocolError(f'a run of messages is of {type(messages)}')
+    if type(messages) is not list or file.tell() != len(body):
+        raise ProtocolError(f'a run of messages is of {type(messages)}, or goes on behind its end')
     return messages
 
 

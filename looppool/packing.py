@@ -158,7 +158,7 @@ class Packing:
         mode, function, args, kwargs = request
         if not callable(function):
             raise TypeError(f'a function is needed to call, not {function!r}')
-        address, needs = address_of(function, _NO_REDUCERS if self.codec is None else self._reducers)
+        address, needs = address_of(function, self._reducers)
         size = 0 if kwargs or address is function else plain_sizes(args)
         if size:
             return (mode, address, args, None), needs, size

@@ -300,11 +300,10 @@ class Pool(Leasing, Generic[TaskT, ResultT]):
         data, needs, size = encoded = self.packing.pack_request(request)
         if needs or size > self._max_message_bytes:
             check_encoded(encoded, self._max_message_bytes)
-        if mode == CALL and not needs and not is_idempotent(function):
-            return data, self._call_terms, size, call
         # What a stream has given can't be taken back, so it is not run again.
         retries = 0 if mode != CALL else max(self._retries, 1) if is_idempotent(function) else self._retries
-        return data, Terms(needs, retries=retries), size, call
+        terms = Terms(needs, retries=retries) if needs or retries != self._retries else self._call_terms
+        return data, terms, size, call
 
     def _width(self) -> int:
         return len(self.members)

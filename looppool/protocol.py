@@ -32,7 +32,6 @@ from .frames import (
     LARGE,
     MAX_BODY,
     MOST_IN_RUN,
-    RUN,
     WRITE_SIZE,
     Parser,
     cut_run,
@@ -43,6 +42,7 @@ from .frames import (
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
 from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
 from .payload import Body, Payload, cut, pickled, prefixed
+from .plain import PLAIN
 from .window import Window
 
 __all__ = [
@@ -191,22 +191,19 @@ class _End(Lending):
                 self._deliver(kind, ident, [body])
             elif kind in self._legal:
                 self._legal[kind](ident, body)
-            elif kind >= ALONE:
-                self._receive_run(kind, ALONE, ident, body, load_alone)
-            elif kind & LARGE:
+            elif kind & ALONE == LARGE:
                 self._receive_large(kind ^ LARGE, ident, body)
             else:
-                self._receive_run(kind, RUN, ident, body, cut_run)
+                self._receive_run(kind, ident, body)
         if self._parser.error:
             raise self._parser.error
 
-    def _receive_run(
-        self, marked: int, mark: int, ident: int, body: bytes, messages_of: Callable[[bytes], list[Any]]
-    ) -> None:
-        kind = marked ^ mark
-        if kind in self._handed_on:
+    def _receive_run(self, marked: int, ident: int, body: bytes) -> None:
+        mark = marked & ALONE
+        messages_of, kind = load_alone if mark == ALONE else cut_run, marked ^ mark
+        if mark and kind in self._handed_on:
             self._deliver(kind, ident, messages_of(body))
-        elif kind in self._legal and kind in self._of_runs:
+        elif mark and kind in self._legal and kind in self._of_runs:
             self._of_runs[kind](ident, messages_of(body))
         else:
             raise ProtocolError(f'a frame of kind {marked} came in state {self.state.name}')
@@ -274,6 +271,16 @@ class _End(Lending):
         run.clear()
         self._run_kind = 0
 
+    def _send_alone(self, kind: int, ident: int, body: Body, *, again: bool = False) -> bool:
+        '''Send a message that is too large to leave with others; return whether it is.'''
+        if type(body) is Payload:
+            self._send_large(kind, ident, body, again=again)
+        elif type(body) is bytes and len(body) > MOST_IN_RUN:
+            self._send(kind, ident, body)
+        else:
+            return False
+        return True
+
     def _send_body(self, kind: int, ident: int, body: Body) -> None:
         if type(body) is Payload:
             self._send_large(kind, ident, body)
@@ -286,11 +293,7 @@ class _End(Lending):
         '''Send an item. The caller holds its permit.'''
         if needs:
             self._send_definitions(needs)
-        if type(item) is Payload:
-            self._send_large(_ITEM, ident, item)
-            return
-        if type(item) is bytes and len(item) > MOST_IN_RUN:
-            self._send(_ITEM, ident, item)
+        if type(item) not in PLAIN and self._send_alone(_ITEM, ident, item):
             return
         if self._run_kind != _ITEM or self._run_ident != ident:
             self._begin_run(_ITEM, ident)
@@ -405,11 +408,7 @@ class PoolEnd(_End):
             kind, book = _CALL, self.calls
         self._last_id = ident = self._last_id + 1
         book[ident] = parcel
-        if type(data) is Payload:
-            self._send_large(kind, ident, data, again=terms.retries > 0)
-        elif type(data) is bytes and len(data) > MOST_IN_RUN:
-            self._send(kind, ident, data)
-        else:
+        if type(data) in PLAIN or not self._send_alone(kind, ident, data, again=terms.retries > 0):
             if self._run_kind != kind:
                 self._begin_run(kind, ident)
             self._run.append(data)
@@ -587,11 +586,7 @@ class WorkerEnd(_End):
         '''Send a result. The caller has taken its permit and checked its size.'''
         if needs:
             self._send_definitions(needs)
-        if type(body) is Payload:
-            self._send_large(_RESULT, 0, body)
-            return
-        if type(body) is bytes and len(body) > MOST_IN_RUN:
-            self._send(_RESULT, 0, body)
+        if type(body) not in PLAIN and self._send_alone(_RESULT, 0, body):
             return
         if self._run_kind != _RESULT:
             self._begin_run(_RESULT, 0)
@@ -612,11 +607,7 @@ class WorkerEnd(_End):
         '''A call has returned.'''
         if needs:
             self._send_definitions(needs)
-        if type(body) is Payload:
-            self._send_large(_VALUE, ident, body)
-            return
-        if type(body) is bytes and len(body) > MOST_IN_RUN:
-            self._send(_VALUE, ident, body)
+        if type(body) not in PLAIN and self._send_alone(_VALUE, ident, body):
             return
         if self._run_kind != _VALUE:
             self._begin_run(_VALUE, 0)

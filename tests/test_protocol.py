@@ -467,7 +467,8 @@ def test_what_is_written_at_once_is_bounded_but_for_one_large_message() -> None:
 
 
 @pytest.mark.parametrize(
-    'body', [b'', b'123', run(b'ab')[:-1], run(b'a', b'b')[:9], pickle.dumps(b'ab'), pickle.dumps([print])]
+    'body',
+    [b'', b'123', run(b'ab')[:-1], run(b'ab') + b'x', run(b'a', b'b')[:9], pickle.dumps(b'ab'), pickle.dumps([print])],
 )
 @pytest.mark.parametrize('make', [pool_end, worker_end])
 def test_a_run_that_is_not_what_it_says_is_an_error(make: Any, body: bytes) -> None:
