@@ -513,3 +513,33 @@ async def test_what_is_read_only_goes_by_reference_too() -> None:
         table[0] = 9
         assert got[0] == 9
         assert not got.flags.writeable
+
+
+# What has its own way to give its buffers to pickle
+
+
+def in_segment(obj: Any) -> bool:
+    '''Whether it came by shared memory.'''
+    return segments_here() > 0 and obj is not None
+
+
+async def test_data_frames_travel_in_shared_memory() -> None:
+    pandas = pytest.importorskip('pandas')
+    frame = pandas.DataFrame({'a': numpy.arange(100_000), 'b': numpy.linspace(0, 1, 100_000)})
+
+    async with Pool(pool_size=1, worker_class=Echo) as pool:
+        assert await pool.call(in_segment, frame)
+        assert (await pool.call(same, frame)).equals(frame)
+        await pool.put(frame)
+        assert (await anext(pool.results())).equals(frame)
+
+
+async def test_arrow_tables_travel_in_shared_memory() -> None:
+    pyarrow = pytest.importorskip('pyarrow')
+    table = pyarrow.table({'a': numpy.arange(100_000), 'b': ['text'] * 100_000})
+
+    async with Pool(pool_size=1, worker_class=Echo) as pool:
+        assert await pool.call(in_segment, table)
+        assert (await pool.call(same, table)).equals(table)
+        await pool.put(table)
+        assert (await anext(pool.results())).equals(table)
