@@ -27,8 +27,8 @@ else:
 
 CONTEXTS = process.CONTEXTS
 needs_uvloop = pytest.mark.skipif(uvloop is None, reason='uvloop is not installed')
-ASYNC_LIMIT = 40.0
-'''Seconds for a coroutine test: below pytest's own limit, so that the coroutine's stack is shown and it cleans up.'''
+ASYNC_SHARE = 2 / 3
+'''Of a test's time limit, what a coroutine test has: so its stack is shown and it cleans up.'''
 LEAK_PATIENCE = 5.0
 '''Seconds for what is ending to be gone.'''
 
@@ -71,9 +71,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    marker = pyfuncitem.get_closest_marker('timeout')
+    limit = float(marker.args[0] if marker else pyfuncitem.config.getini('timeout'))
 
     async def limited() -> None:
-        async with asyncio.timeout(ASYNC_LIMIT):
+        async with asyncio.timeout(limit * ASYNC_SHARE):
             await pyfuncitem.obj(**arguments)
 
     with asyncio.Runner(loop_factory=pyfuncitem.funcargs.get('each_loop')) as runner:
