@@ -264,7 +264,7 @@ def _value_pickler() -> Any:
             if isinstance(obj, ContextVar):
                 return reduce_variable(obj)
             if isinstance(obj, memoryview):
-                return _view, (pickle.PickleBuffer(obj), obj.format, obj.shape)
+                return _reduce_view(obj)
             rebuild = _REBUILT.get(type(obj))
             if rebuild is not None and obj.__module__ == '__main__':
                 return rebuild(obj)
@@ -276,8 +276,28 @@ def _value_pickler() -> Any:
     return ValuePickler
 
 
+def _reduce_view(view: memoryview) -> tuple[Any, ...]:
+    flat, shape = view, view.shape or ()
+    if not view.c_contiguous:
+        # A buffer travels as it lies in memory, and is put together again row by row.
+        flat = memoryview(view.tobytes() if view.readonly else bytearray(view.tobytes()))
+    try:
+        _view(flat.cast('B') if view.nbytes else b'', view.format, shape)
+    except (TypeError, ValueError) as error:
+        what = f'a memoryview of shape {shape} and format {view.format!r}'
+        raise pickle.PicklingError(f'{what} cannot travel ({error}): send what it is a view of') from None
+    return _view, (pickle.PickleBuffer(flat), view.format, shape)
+
+
 def _view(buffer: Any, code: str, shape: tuple[int, ...]) -> memoryview:
+    if shape == (0,):
+        # No view without elements can be cast.
+        return memoryview(bytearray(_LARGEST_ITEM)).cast(code)[:0]  # type: ignore[call-overload, no-any-return]
     return memoryview(buffer).cast('B').cast(code, shape)  # type: ignore[call-overload, no-any-return]
+
+
+_LARGEST_ITEM: Final = 16
+'''Bytes: a multiple of the size of whatever a memoryview can be cast to.'''
 
 
 class _Namespace(dict[str, str]):

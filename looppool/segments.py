@@ -43,6 +43,8 @@ _SLAB: Final = 4 << 20
 _LARGEST_CUT: Final = 1 << 20
 '''Larger blocks have a segment of their own.'''
 _ALIGNED: Final = 64
+_MAP_FIXED: Final = 0x10
+'''Of Linux, which the module mmap does not name.'''
 _AGE: Final = 5.0
 '''For how long a free segment is kept, in seconds, at least; at most twice as long.'''
 
@@ -72,13 +74,17 @@ class _Segment:
             os.close(self.fd)
 
     def _forget(self) -> None:
-        '''In a forked child: let go of it, unless somebody has a view of it there.'''
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        '''In a forked child: let go of it. Who has a view of it there writes where nobody else reads.'''
+        if self.fd < 0:
+            return
         if 'mapping' in vars(self):
-            with contextlib.suppress(BufferError):
+            try:
                 self.mapping.close()
+            except BufferError:
+                if not self.shared:
+                    _make_private(self.mapping, self.fd)
+        os.close(self.fd)
+        self.fd = -1
 
 
 class _ReceivedSegment(_Segment):
@@ -193,6 +199,15 @@ def _forget_unused(end: Any, key: int) -> None:
     segment = _shared.get(key)
     if segment is None or not segment.wanted:
         end.forget(key)
+
+
+def _make_private(mapping: mmap.mmap, fd: int) -> None:
+    '''Map the same again in the same place, so that what is written there stays in this process.'''
+    map_at = ctypes.pythonapi.mmap
+    map_at.restype = ctypes.c_void_p
+    map_at.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
+    map_at(address, len(mapping), mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED, fd, 0)
 
 
 @functools.lru_cache(64)

@@ -62,7 +62,8 @@ def share(obj: T) -> T:
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
     if not buffers:
-        raise TypeError(f'{type(obj).__qualname__} has no buffers that could be shared, as numpy arrays have')
+        what = type(obj).__qualname__
+        raise TypeError(f'this {what} has no buffers to share: a numpy array has one if contiguous and of no subclass')
     raws = [buffer.raw() for buffer in buffers]
     return pickle.loads(pickled, buffers=_copied(raws))  # type: ignore[no-any-return]
 

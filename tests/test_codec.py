@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 import looppool
@@ -328,6 +329,28 @@ def test_functions_without_a_name_travel_by_value() -> None:
 def test_what_can_not_travel_is_an_error_of_encode(message: object) -> None:
     with pytest.raises((TypeError, pickle.PicklingError)):
         encode(message)
+
+
+NUMBERS = numpy.arange(24.0).reshape(4, 6)
+
+
+@pytest.mark.parametrize(
+    'view',
+    [
+        NUMBERS.data, NUMBERS.T.data, NUMBERS[:, ::2].data, NUMBERS[1, ::-1].data, NUMBERS[0, :0].data,
+        memoryview(b''), memoryview(bytearray(b'many bytes'))[::3], memoryview(numpy.asfortranarray(NUMBERS)),
+    ],
+)  # fmt: skip
+def test_a_memoryview_shows_the_same_elsewhere(view: memoryview) -> None:
+    found = decode(encode(view)[0])
+
+    assert (found.shape, found.format, found.tolist()) == (view.shape, view.format, view.tolist())
+
+
+@pytest.mark.parametrize('array', [numpy.zeros((0, 3)), numpy.zeros(3, '>f8'), numpy.zeros(3, [('a', 'i4')])])
+def test_a_memoryview_that_cannot_be_made_elsewhere_is_an_error_of_encode(array: Any) -> None:
+    with pytest.raises(pickle.PicklingError, match='send what it is a view of'):
+        encode(array.data)
 
 
 def test_what_is_nested_too_deeply_is_an_error_of_encode() -> None:

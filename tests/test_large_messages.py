@@ -403,6 +403,25 @@ def keep_another(obj: Any) -> None:
     STATE.setdefault('many', []).append(obj)
 
 
+async def test_what_a_forked_child_writes_it_alone_sees() -> None:
+    table = shared.share(array())
+    async with Pool(pool_size=1) as pool:
+        assert await pool.call(total_after_a_child_wrote, array(), table) == 7 * SIZE
+        assert (table == 9).all()
+        got = await pool.call(same, array())
+        assert total_after_a_child_wrote(got, table) == 7 * SIZE
+
+
+def total_after_a_child_wrote(image: Array, table: Array) -> float:
+    pid = os.fork()
+    if not pid:
+        image[:] = 8
+        table[:] = 9
+        os._exit(int(image.sum() != 8 * SIZE))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return total(image)
+
+
 async def test_a_child_of_the_application_takes_nothing_back() -> None:
     async with Pool(pool_size=1) as pool:
         got = await pool.call(same, array())
@@ -496,6 +515,8 @@ def test_what_share_makes() -> None:
     assert type(view) is memoryview and view == b'some bytes' and not view.readonly
     with pytest.raises(TypeError, match='no buffers'):
         shared.share('text')  # type: ignore[type-var, unused-ignore]
+    with pytest.raises(TypeError, match='contiguous'):
+        shared.share(array(1)[::2])
     with pytest.raises(TypeError, match='Python objects'):
         shared.empty(3, object)
     assert shared.empty(0).shape == (0,)
