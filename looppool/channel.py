@@ -1,13 +1,14 @@
 '''A link on a non-blocking socket on an IO loop.
 
-1. Reading never stops. One read takes up to 256 KiB; what it brought is handed to the link at once, and then `work`
-   is called to take up tasks or results.
+1. Reading never stops, but for want of descriptors. One read takes up to 256 KiB; what it brought is handed to the
+   link at once, and then `work` is called to take up tasks or results.
 2. `work` gets a deadline. Past it, it returns True to be called again in the next turn of the loop, so that a long
    backlog of short tasks does not block the loop's other users.
 3. What is sent while reading or working leaves in one write at its end; what is sent elsewhere, or can wait, leaves in
    one write at the next turn of the loop. A partial write waits for writability.
 4. Descriptors have a socket of their own, as reading them makes every read slower; the side that opens it sends its
-   other end with the first bytes. They arrive no later than the bytes that are sent after them, in their order.
+   other end with the first bytes. They arrive no later than the bytes that are sent after them, in their order. Where
+   this process may open no more files, they stay in the socket, and reading waits.
 5. Whatever is wrong with the socket or the framing closes the channel, once, and is told to `on_closed`.
 '''
 
@@ -15,26 +16,31 @@ import asyncio
 import contextlib
 import contextvars
 import errno
+import logging
 import os
 import socket
 import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, Protocol
 
 from .errors import ProtocolError
 from .frames import WRITE_SIZE
+from .lending import Shortage
 
 __all__ = ['SLICE', 'Channel', 'End']
 
+_log: Final = logging.getLogger('looppool')
+
 READ_SIZE: Final = 256 * 1024
-_MOST_DESCRIPTORS: Final = 250
-'''How many are sent at once; Linux takes 253.'''
 _DESCRIPTORS_PAUSE: Final = 0.02
-'''Seconds until descriptors are sent that could not be sent.'''
+'''Seconds until descriptors are sent, or received, that could not be.'''
+_MOST_DESCRIPTORS: Final = 32
+'''How many are sent at once. Few, as they are received at once; but a socket takes less than 300 times as many, and the
+bytes that say what they are leave behind them.'''
 _EXTRA_SIZE: Final = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array('i').itemsize)
 # Plain ints: those of the enumeration are slow to combine.
 _CLOSE_ON_EXEC: Final = int(getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
@@ -89,6 +95,8 @@ class Channel:
         self._first = True
         self._descriptors_out: deque[Any] = deque()
         self._descriptors_in: deque[int] = deque()
+        self._waiting = False
+        '''Whether there was no descriptor for what has come.'''
         # Whoever happens to wake the channel must not lend its context variables to the work that follows.
         self._context = contextvars.copy_context()
         self._corked = False
@@ -212,18 +220,35 @@ class Channel:
 
     def _receive(self) -> bool:
         '''Read once; return whether there can be more.'''
+        waited, self._waiting = self._waiting, False
         try:
-            count = self._read()
+            count = 0 if waited else self._read()
             if count is None:
                 return True
-            if count:
+            if count or waited:
                 self.end.receive_data(bytes(self._buffer[:count]))
                 return True
+        except Shortage:
+            self._wait(waited)
+            return True
         except ProtocolError as error:
             self._tell_closed(error)
         else:
             self._tell_closed(None)
         return False
+
+    def _wait(self, waited: bool) -> None:
+        '''Read on when there may be descriptors again.'''
+        if not waited:
+            _log.warning('a large message waits: process %d may open no more files (ulimit -n)', os.getpid())
+        self._waiting = True
+        self._loop.remove_reader(self._sock)
+        self._loop.call_later(_DESCRIPTORS_PAUSE, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._open:
+            self._loop.add_reader(self._sock, self._on_readable)
+            self._on_readable()
 
     def _read(self) -> int | None:
         '''How many bytes have come: none, if the other side is gone. None if it has nothing to say now.'''
@@ -238,23 +263,27 @@ class Channel:
 
     def _receive_socket(self) -> None:
         '''Take the socket for descriptors, which comes with the first byte; the byte itself is still to be read.'''
-        descriptors = _receive_descriptors(self._sock, socket.MSG_PEEK)
+        descriptors = _peek_descriptors(self._sock)
         self._first = False
         if descriptors:
             self._descriptors = socket.socket(fileno=descriptors[0])
             self._descriptors.setblocking(False)
 
-    def take_descriptor(self) -> int:
-        '''The first descriptor that has come and was not taken; the caller closes it.
+    @contextlib.contextmanager
+    def descriptor(self) -> Iterator[int]:
+        '''The first descriptor that has come and was not taken. It is the caller's if the block ends well.
 
         :raises ProtocolError: there is none.
+        :raises Shortage: it can't be had now.
         '''
         if not self._descriptors_in and self._descriptors is not None:
             with contextlib.suppress(BlockingIOError):
-                self._descriptors_in.extend(_receive_descriptors(self._descriptors))
+                self._descriptors_in.extend(_peek_descriptors(self._descriptors))
+                self._descriptors.recv(1)
         if not self._descriptors_in:
             raise ProtocolError('a descriptor was to come, but did not')
-        return self._descriptors_in.popleft()
+        yield self._descriptors_in[0]
+        self._descriptors_in.popleft()
 
     @property
     def is_open(self) -> bool:
@@ -290,8 +319,10 @@ class Channel:
     def read_to_end(self) -> None:
         '''Take in what is left of a peer that is gone, to EOF or until the socket's buffer is empty; then close.'''
         self._corked = True
-        while self._open and self._readable_now() and self._receive():
-            pass
+        while self._open and (self._waiting or self._readable_now()) and self._receive():
+            if self._waiting:
+                # Nobody can wait any more.
+                break
         self._corked = False
         self.close()
 
@@ -335,17 +366,20 @@ class Channel:
             os.close(self._sock.detach())
 
 
-def _receive_descriptors(sock: socket.socket, flags: int = 0) -> 'array[int]':
-    '''The descriptors that come along with the next byte. (Those of ``socket.recv_fds`` outlive an exec.)'''
+def _peek_descriptors(sock: socket.socket) -> 'array[int]':
+    '''The descriptors that come along with the next byte, which stays. (Those of ``socket.recv_fds`` outlive an exec.)
+
+    :raises Shortage: this process may not open as many now.
+    '''
     found = array('i')
-    _, extra, flags, _ = sock.recvmsg(1, _EXTRA_SIZE, _CLOSE_ON_EXEC | flags)
+    _, extra, flags, _ = sock.recvmsg(1, _EXTRA_SIZE, _CLOSE_ON_EXEC | socket.MSG_PEEK)
     for level, kind, data in extra:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             found.frombytes(data[: len(data) // found.itemsize * found.itemsize])
     if flags & _TRUNCATED:
         for descriptor in found:
             os.close(descriptor)
-        raise ProtocolError('a descriptor did not arrive: too many are open in this process')
+        raise Shortage
     return found
 
 

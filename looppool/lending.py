@@ -15,12 +15,16 @@ from .frames import LARGE
 from .kinds import Kind
 from .payload import COPY, OWN, Payload, Segment
 
-__all__ = ['MOST_IDS', 'OWN_BODY', 'Lending', 'Memory', 'unpacked_ids']
+__all__ = ['MOST_IDS', 'OWN_BODY', 'Lending', 'Memory', 'Shortage', 'unpacked_ids']
 
 OWN_BODY: Final = 64 * 1024
 '''What the link's own frames may take in any case, in bytes: lists of ids, errors, runs of several messages.'''
 MOST_IDS: Final = OWN_BODY // 8
 _SEGMENT: Final = struct.Struct('<Q?')
+
+
+class Shortage(Exception):
+    '''What has come can't be taken in yet: this process may open no more files. Nothing is lost.'''
 
 
 class Memory(Protocol):
@@ -29,7 +33,7 @@ class Memory(Protocol):
     def say(self, segment: Segment) -> None:
         '''Send the segment's descriptor ahead of what is sent next.'''
     def attach(self, key: int, capacity: int, *, shared: bool) -> Segment:
-        '''The segment whose descriptor has come.'''
+        '''The segment whose descriptor has come. May raise `Shortage`.'''
     def hold(self, use: int) -> object:
         '''What gives back the payload with that number when it is collected, wherever.'''
 

@@ -27,7 +27,7 @@ from .objects import pools
 from .packing import Packing
 from .protocol import Parcel
 from .roster import Roster
-from .segments import open_store
+from .segments import most_segments, open_store
 from .settings import Settings
 from .signals import unwatch, watch
 from .verbs import Verbs
@@ -72,7 +72,7 @@ class Lifecycle(Verbs):
         self.ioloop = ioloop
         self.changed = asyncio.Event()
         self.draining = False
-        self._store = open_store(settings.max_bytes, settings.most_segments)
+        self._store = open_store(settings.max_bytes, most_segments())
         self.packing = Packing(settings.codec, settings.contextvars, self._store)
         self.handlers = Handlers(self.name, self.changed, self.packing)
         self._roster = roster

@@ -33,6 +33,7 @@ from .frames import (
     MAX_BODY,
     MOST_IN_RUN,
     WRITE_SIZE,
+    Frame,
     Parser,
     cut_run,
     load_alone,
@@ -40,7 +41,7 @@ from .frames import (
     pack_runs,
 )
 from .kinds import ASKED, LEGAL, RELAYED, Kind, State
-from .lending import MOST_IDS, OWN_BODY, Lending, unpacked_ids
+from .lending import MOST_IDS, OWN_BODY, Lending, Shortage, unpacked_ids
 from .payload import Body, Payload, cut, pickled, prefixed
 from .plain import PLAIN
 from .window import Window
@@ -154,6 +155,8 @@ class _End(Lending):
         self._deliver = deliver
         self._wake = wake
         self._parser = Parser()
+        self._held: list[Frame] = []
+        '''Those that have come and wait for a descriptor.'''
         self._out: list[bytes] = []
         self._run: list[Any] = []
         '''Messages that leave in one frame, behind what is in `_out`.'''
@@ -185,16 +188,28 @@ class _End(Lending):
         self._parser.max_body = self.max_own_body
 
     def receive_data(self, data: bytes) -> None:
-        '''Take bytes from the transport; raise `ProtocolError` if they are not what they have to be.'''
-        for kind, ident, body in self._parser.feed(data):
-            if kind in self._handed_on:
-                self._deliver(kind, ident, [body])
-            elif kind in self._legal:
-                self._legal[kind](ident, body)
-            elif kind & ALONE == LARGE:
-                self._receive_large(kind ^ LARGE, ident, body)
-            else:
-                self._receive_run(kind, ident, body)
+        '''Take bytes from the transport.
+
+        :raises ProtocolError: they are not what they have to be.
+        :raises Shortage: go on later, first with no bytes.
+        '''
+        found = self._parser.feed(data)
+        if self._held:
+            found, self._held = self._held + found, []
+        frames = iter(found)
+        try:
+            for kind, ident, body in frames:
+                if kind in self._handed_on:
+                    self._deliver(kind, ident, [body])
+                elif kind in self._legal:
+                    self._legal[kind](ident, body)
+                elif kind & ALONE == LARGE:
+                    self._receive_large(kind ^ LARGE, ident, body)
+                else:
+                    self._receive_run(kind, ident, body)
+        except Shortage:
+            self._held = [(kind, ident, body), *frames]
+            raise
         if self._parser.error:
             raise self._parser.error
 

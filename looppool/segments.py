@@ -20,6 +20,7 @@ import functools
 import mmap
 import os
 import pickle
+import resource
 import sys
 import threading
 import time
@@ -31,9 +32,10 @@ from typing import Any, Final
 from .channel import Channel
 from .codec import Buffers
 from .errors import ProtocolError
+from .lending import Shortage
 from .payload import LEAST, Payload, Piece
 
-__all__ = ['SegmentStore', 'SharedSegment', 'Sharing', 'aligned', 'open_store', 'shared_piece']
+__all__ = ['SegmentStore', 'SharedSegment', 'Sharing', 'aligned', 'most_segments', 'open_store', 'shared_piece']
 
 _POSSIBLE: Final = hasattr(os, 'memfd_create')
 # From 3.13 on a mapping need not have a descriptor of its own.
@@ -67,7 +69,19 @@ class _Segment:
     def mapping(self) -> mmap.mmap:
         if self.fd < 0:
             raise OSError(errno.EBADF, 'the segment belongs to the process that this one was forked from')
-        return mmap.mmap(self.fd, self.capacity, **_UNTRACKED)
+        return _mapped(self.fd, self.capacity)
+
+    def map_soon(self) -> None:
+        '''Map it now, if nothing is in the way but memory: who loads what is there gets that error.
+
+        :raises Shortage: the descriptor that it takes can't be had now; the segment's own is its maker's again.
+        '''
+        try:
+            self.mapping  # noqa: B018
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.fd = -1
+                raise Shortage from error
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -90,8 +104,14 @@ class _Segment:
 class _ReceivedSegment(_Segment):
     '''One that another process's store has cut into blocks.'''
 
+    def __init__(self, key: int, capacity: int, fd: int) -> None:
+        super().__init__(key, capacity, fd)
+        self._scarce = len(_alive) + len(_tracked) > 4 * most_segments()
+
     def view(self, offset: int, size: int, keep: object) -> memoryview:
-        '''A part of it; whatever is made of the view keeps `keep`.'''
+        '''A part of it; whatever is made of the view keeps `keep`. A copy, if descriptors are scarce.'''
+        if self._scarce:
+            return memoryview(bytearray(memoryview(self.mapping)[offset : offset + size]))
         exporter = _exporter(self.capacity).from_buffer(self.mapping)
         exporter.keep = keep
         return memoryview(exporter).cast('B')[offset : offset + size]
@@ -111,7 +131,7 @@ class _OwnSegment(_Segment):
         '''Those that were free some seconds ago.'''
         self.free = list(range(capacity - block, -1, -block))
         # Touched now, where it may fail and need not be waited for page by page.
-        self.mapping = mmap.mmap(self.fd, capacity, mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0), **_UNTRACKED)
+        self.mapping = _mapped(self.fd, capacity, getattr(mmap, 'MAP_POPULATE', 0))
 
     @property
     def idle(self) -> bool:
@@ -201,6 +221,15 @@ def _forget_unused(end: Any, key: int) -> None:
         end.forget(key)
 
 
+def most_segments() -> int:
+    '''How many segments may be sent in here, and how many received, to leave half of the descriptors that there may be.
+
+    Each takes two.
+    '''
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (limit if limit != resource.RLIM_INFINITY else 1 << 16) // 8
+
+
 def _make_private(mapping: mmap.mmap, fd: int) -> None:
     '''Map the same again in the same place, so that what is written there stays in this process.'''
     map_at = ctypes.pythonapi.mmap
@@ -227,11 +256,21 @@ def _create(capacity: int) -> tuple[int, int, int]:
     return int.from_bytes(os.urandom(8)), capacity, fd
 
 
+def _mapped(fd: int, capacity: int, flags: int = 0) -> mmap.mmap:
+    if _UNTRACKED:
+        return mmap.mmap(fd, capacity, mmap.MAP_SHARED | flags, **_UNTRACKED)
+    mapping = mmap.mmap(fd, capacity, mmap.MAP_SHARED | flags)
+    _tracked.add(mapping)
+    return mapping
+
+
 def _pages(size: int) -> int:
     return max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE
 
 
 _alive: Final[weakref.WeakSet[_Segment]] = weakref.WeakSet()
+_tracked: Final[weakref.WeakSet[mmap.mmap]] = weakref.WeakSet()
+'''The mappings that have a descriptor of their own. Views keep them when the segment is forgotten.'''
 _shared: Final[weakref.WeakValueDictionary[int, SharedSegment]] = weakref.WeakValueDictionary()
 '''Those of this process, by key.'''
 _ranges: Final[dict[int, tuple[int, weakref.ref[SharedSegment], weakref.ref[Any]]]] = {}
@@ -497,15 +536,16 @@ class Sharing:
         '''The segment whose descriptor has come.'''
         channel = self._channel()
         assert channel is not None
-        fd = channel.take_descriptor()
-        if os.fstat(fd).st_size < capacity:
-            os.close(fd)
-            raise ProtocolError(f'a segment of {capacity:,} bytes is smaller than that')
-        found = _shared.get(key) if shared else None
-        if found is not None:
-            os.close(fd)
-            return found
-        return (SharedSegment if shared else _ReceivedSegment)(key, capacity, fd)
+        with channel.descriptor() as fd:
+            if os.fstat(fd).st_size < capacity:
+                raise ProtocolError(f'a segment of {capacity:,} bytes is smaller than that')
+            found = _shared.get(key) if shared else None
+            if found is not None:
+                os.close(fd)
+                return found
+            segment = (SharedSegment if shared else _ReceivedSegment)(key, capacity, fd)
+            segment.map_soon()
+            return segment
 
     def hold(self, use: int) -> object:
         '''What gives back the payload with that number when it is collected, wherever.'''

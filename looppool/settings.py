@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import resource
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from .frames import MAX_BODY
 from .packing import Codec
 from .process import Launch, default_context
+from .segments import most_segments
 from .worker import Worker
 
 __all__ = [
@@ -134,15 +134,6 @@ class Settings:
         return max(1, self.max_bytes // self.max_size)
 
     @property
-    def most_segments(self) -> int:
-        '''How many segments of shared memory the parent may send in; all workers together as many.
-
-        They take two descriptors each: half of all that there may be are left to the application.
-        '''
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return (limit if limit != resource.RLIM_INFINITY else 1 << 16) // 8
-
-    @property
     def heartbeat(self) -> float:
         '''Seconds between a worker's heartbeats.'''
         wanted = [limit / _BEATS for limit in (self.blocking_threshold, self.heartbeat_timeout) if limit]
@@ -166,7 +157,7 @@ class Settings:
             'concurrency': self.concurrency or self.task_window,
             'results': self.result_window,
             'result_bytes': self.window_bytes,
-            'segments': max(1, self.most_segments // self.max_size),
+            'segments': max(1, most_segments() // self.max_size),
             'max_body': self.max_message_bytes,
             'blocking_threshold': self.blocking_threshold,
             'heartbeat': self.heartbeat,

@@ -17,6 +17,7 @@ from harness import on_each_loop
 
 from looppool.channel import READ_SIZE, Channel
 from looppool.errors import ProtocolError
+from looppool.lending import Shortage
 
 pytestmark = on_each_loop
 
@@ -143,6 +144,11 @@ def files(count: int) -> list[Any]:
     return [SimpleNamespace(fd=file.fileno(), file=file) for file in made]
 
 
+def take(side: Side) -> int:
+    with side.channel.descriptor() as fd:
+        return fd
+
+
 def inodes(descriptors: list[int]) -> list[int]:
     return [os.fstat(fd).st_ino for fd in descriptors]
 
@@ -158,13 +164,13 @@ async def test_descriptors_are_there_when_the_bytes_are_that_were_sent_after_the
 
     for count in range(1, 601):
         await right.until_received(1000 * count)
-        taken = right.channel.take_descriptor()
+        taken = take(right)
         assert inodes([taken]) == inodes([sent[count - 1].fd])
         assert not os.get_inheritable(taken)
         os.close(taken)
 
     with pytest.raises(ProtocolError, match='a descriptor was to come'):
-        right.channel.take_descriptor()
+        take(right)
     left.channel.close()
     right.channel.close()
     for file in sent:
@@ -187,7 +193,7 @@ async def test_descriptors_that_find_no_room_are_sent_later(pair: Pair, monkeypa
     left.channel.send_descriptor(file)
     left.send(b'second')
     assert await right.until_received(11) == b'firstsecond'
-    taken = right.channel.take_descriptor()
+    taken = take(right)
     assert inodes([taken]) == inodes([file.fd])
     os.close(taken)
     left.channel.close()
@@ -225,15 +231,21 @@ async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
         file.file.close()
 
 
-async def test_where_no_more_descriptors_may_be_open_the_protocol_is_broken(pair: Pair) -> None:
+async def test_where_no_more_descriptors_may_be_open_they_wait(pair: Pair) -> None:
     left, right, sent = await three_descriptors_sent(pair)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (sent[-1].fd + 1, before[1]))
     try:
-        with pytest.raises(ProtocolError, match='too many are open'):
-            right.channel.take_descriptor()
+        with pytest.raises(Shortage):
+            take(right)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with pytest.raises(KeyError), right.channel.descriptor():
+        raise KeyError
+    taken = [take(right) for _ in sent]
+    assert inodes(taken) == inodes([file.fd for file in sent])
+    for fd in taken:
+        os.close(fd)
     left.channel.close()
     right.channel.close()
     for file in sent:

@@ -1,6 +1,7 @@
 '''Large payloads end to end: nothing is copied twice, nothing is seen too early, nothing is left, whoever dies.'''
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
@@ -380,10 +381,7 @@ async def test_without_memory_it_goes_over_the_link(monkeypatch: pytest.MonkeyPa
 
 
 async def test_descriptors_are_left_to_the_application() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir('/proc/self/fd'))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 160, before[1]))
-    try:
+    with descriptors_limited(160) as used:
         async with Pool(pool_size=2, worker_class=Echo) as pool:
             big = array(1, 1_100_000)
             kept = await asyncio.gather(*(pool.call(same, big) for _ in range(120)))
@@ -395,12 +393,81 @@ async def test_descriptors_are_left_to_the_application() -> None:
                 await pool.call(keep_another, big)
             assert len(os.listdir('/proc/self/fd')) < used + 140
             kept.clear()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def keep_another(obj: Any) -> None:
     STATE.setdefault('many', []).append(obj)
+
+
+async def test_what_pools_and_former_workers_have_sent_leaves_descriptors_to_the_application() -> None:
+    with descriptors_limited(200) as used:
+        async with Pool(pool_size=1, max_tasks_per_worker=10) as one, Pool(pool_size=1) as other:
+            kept = [await pool.call(array, value, 1_100_000) for value in range(100) for pool in (one, other)]
+            assert len(os.listdir('/proc/self/fd')) < used + 160
+        assert all((got == index // 2).all() for index, got in enumerate(kept))
+
+
+@contextlib.contextmanager
+def descriptors_limited(count: int) -> Iterator[int]:
+    '''No more than so many may be opened here; gives how many are open.'''
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir('/proc/self/fd'))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + count, before[1]))
+    try:
+        yield used
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    taken = []
+    with descriptors_limited(100):
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open('/dev/null', os.O_RDONLY))
+        yield
+        for fd in taken:
+            os.close(fd)
+
+
+@pytest.mark.parametrize('ending', ['received', 'killed', 'stopped'])
+async def test_a_large_message_waits_for_descriptors(ending: str, logs: LogGuard) -> None:
+    warned = logs.expect('a large message waits: .* may open no more files')
+    logs.expect('exited with code 0')  # It said goodbye, which could not be read.
+    async with Pool(pool_size=1, worker_class=Echo) as pool:
+        first = await pool.call(array)
+        with no_descriptors():
+            calls = [asyncio.ensure_future(pool.call(array, value, 1_100_000)) for value in (1, 2)]
+            small = asyncio.ensure_future(pool.call(total, numpy.ones(3)))
+            while not warned:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert (pool.members[0].state, len(warned), any(call.done() for call in calls)) == ('ready', 1, False)
+            if ending != 'received':
+                await (pool.kill() if ending == 'killed' else pool.stop(0.1))
+        if ending == 'received':
+            assert [total(await call) for call in calls] == [1_100_000, 2_200_000]
+            assert await small == 3
+        else:
+            # What was read before the end, and found a descriptor that the end has set free, has come.
+            ended = {type(value) for value in await asyncio.gather(*calls, small, return_exceptions=True)}
+            assert ended <= {looppool.PoolClosed, looppool.WorkerDied, numpy.ndarray, int}
+        assert total(first) == 7 * SIZE
+
+
+async def test_a_worker_that_may_open_no_more_files_goes_on() -> None:
+    async with Pool(pool_size=1) as pool:
+        other = asyncio.ensure_future(pool.call(take_all_descriptors_for, 0.5))
+        await asyncio.sleep(0.1)
+        assert await pool.call(total, array()) == 7 * SIZE
+        assert await other == 'done'
+
+
+async def take_all_descriptors_for(seconds: float) -> str:
+    with no_descriptors():
+        await asyncio.sleep(seconds)
+    return 'done'
 
 
 async def test_what_a_forked_child_writes_it_alone_sees() -> None:
