@@ -144,12 +144,12 @@ class Channel:
     def _write(self, data: memoryview) -> None:
         sent = 0
         try:
-            if self._to_send is not None:
-                sent = self._send_socket(data)
             if self._descriptors_out and not self._send_descriptors():
-                self._unsent = data[sent:]
+                self._unsent = data
                 self._loop.call_later(_DESCRIPTORS_PAUSE, self._on_writable)
                 return
+            if self._to_send is not None:
+                sent = self._send_socket(data)
             sent += self._sock.send(data[sent:] if sent else data)
         except (BlockingIOError, InterruptedError):
             pass

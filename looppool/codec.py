@@ -10,7 +10,8 @@
 3. A definition is known by a key that is unique across processes, so its owner recognises it when it comes back:
    an instance of a script's class that a worker returns is an instance of the script's very class.
 4. `decode` is plain ``pickle.loads``; a message may only refer to definitions that arrived before it. What is large
-   goes to a `Store`, and a `Payload` says where it is.
+   goes to a `Store`, and a `Payload` says where it is. Of what is kept, such as a definition, only what is shared: the
+   rest would stay in the store.
 5. What pickle does with a type may be replaced (`Reducers`), in every pickler here.
 6. `pack_error` never fails: an exception that can't travel as itself travels as `RemoteError`.
 '''
@@ -21,6 +22,7 @@ import functools
 import io
 import os
 import pickle
+import struct
 import sys
 import traceback
 import typing
@@ -31,7 +33,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import ProtocolError, RemoteError
 from .frames import MAX_BODY, check_size
-from .payload import LEAST, Body, Payload, Piece, pickled
+from .payload import LEAST, Body, Payload, Piece, cut, pickled, prefixed
 from .plain import PLAIN, plain_size
 from .variables import home_of, reduce_variable
 
@@ -43,6 +45,7 @@ __all__ = [
     'Key',
     'Reducers',
     'Store',
+    'by_reference',
     'cancelled_elsewhere',
     'check_encoded',
     'decode',
@@ -56,6 +59,7 @@ __all__ = [
     'forget_bodies',
     'in_order',
     'pack_error',
+    'refer_with',
     'resolve',
     'sized',
     'unpack_error',
@@ -70,8 +74,8 @@ class Definition(NamedTuple):
     '''A class, a function or a context variable that travels by value.'''
 
     key: Key
-    body: bytes
-    '''What travels: its key, its value, and the keys of `needs`, pickled.'''
+    body: bytes | Payload
+    '''What travels: its key and the keys of `needs`, pickled, behind their size; and its value.'''
     needs: tuple['Definition', ...] = ()
     '''The definitions that it refers to, and those that they refer to, in the order to send them.'''
 
@@ -97,6 +101,20 @@ class Store(Protocol):
         '''Add a buffer to those that travel apart from the pickle. Whether it is not worth it: it stays there.'''
     def put(self, pickled: bytes, buffers: Buffers) -> Payload | None:
         '''What to send instead of the pickle and its buffers. None if there is no memory.'''
+
+
+_references: Store | None = None
+
+
+def refer_with(store: Store) -> None:
+    '''Set the store that takes nothing but what is shared already.'''
+    global _references
+    _references = store
+
+
+def by_reference() -> Store | None:
+    '''The store for what is kept; None where nothing is shared.'''
+    return _references
 
 
 _dumps: Final = pickle.dumps
@@ -339,6 +357,7 @@ _REBUILT: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
 if sys.version_info >= (3, 12):
     _REBUILT[typing.TypeAliasType] = lambda obj: (typing.TypeAliasType, (obj.__name__, obj.__value__))
 
+_SIZE: Final = struct.Struct('<I')
 _NAMED: Final = (type, FunctionType, ContextVar, *_REBUILT)
 '''The types of what is found by its name.'''
 
@@ -367,13 +386,15 @@ class _Definitions:
     def _make(self, obj: Any, reducers: Reducers) -> Definition:
         self.under_way.add(id(obj))
         try:
-            data, needs, _ = _dump_with(_value_pickler(), obj, reducers)
+            parts = _dump_with(_value_pickler(), obj, reducers, _references)
         finally:
             self.under_way.discard(id(obj))
+        data, needs, buffers = parts
+        value = _references.put(data, buffers) if _references is not None and buffers else data
         self._count += 1
         key = (_origin(), self._count)
-        body = _dumps((key, data, [need.key for need in needs]), PROTOCOL)
-        return self.add(Definition(key, body, needs), obj)
+        head = _dumps((key, [need.key for need in needs]), PROTOCOL)
+        return self.add(Definition(key, prefixed(_SIZE.pack(len(head)) + head, value), needs), obj)
 
     def forget_bodies(self) -> None:
         own = _origin()
@@ -431,18 +452,20 @@ def in_order(definitions: Iterable[Definition]) -> tuple[Definition, ...]:
     return tuple(ordered.values())
 
 
-def define(body: bytes) -> Key:
+def define(body: bytes | Payload) -> Key:
     '''Take in a definition that the other side sent; return its key. One that can't be loaded fails when it is used.
 
     :raises ProtocolError: `body` is no definition, or one that it needs has not come.
     '''
     with _understood(body):
-        (origin, number), data, keys = pickle.loads(body)
+        size, rest = cut(body, _SIZE.size)
+        head, value = cut(rest, *_SIZE.unpack(size))
+        (origin, number), keys = pickle.loads(head)
         key = (str(origin), int(number))
         needs = tuple(_definitions.by_key[need][0] for need in keys)
     if key not in _definitions.by_key:
         try:
-            obj = pickle.loads(data)
+            obj = decode(value)
         except Exception as error:
             obj = _Unloadable(error)
         _definitions.add(Definition(key, body, needs), obj)
@@ -450,7 +473,7 @@ def define(body: bytes) -> Key:
 
 
 @contextlib.contextmanager
-def _understood(body: bytes) -> Iterator[None]:
+def _understood(body: bytes | Payload) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -23,7 +23,7 @@ from .codec import Definition, Key, define, definitions, pack_error, unpack_erro
 from .errors import ProtocolError, WorkerDied, WorkerStartError
 from .handlers import FAILURES, current_handlers, end_result
 from .kinds import Kind
-from .payload import Body
+from .payload import Body, Payload
 from .plain import PLAIN, size_of
 from .process import start
 from .protocol import Parcel, PoolEnd
@@ -121,7 +121,7 @@ class Link:
     def on_start_failed(self, body: bytes) -> None:
         self.start_error = unpack_error(body, self._note())
 
-    def on_define(self, body: bytes) -> Key:
+    def on_define(self, body: bytes | Payload) -> Key:
         return define(body)
 
     def on_done(self, size: int, count: int) -> None:

@@ -16,6 +16,7 @@ from .callee import ANY
 from .codec import Definition
 from .errors import LoopPoolError, WorkerStartError
 from .link import Link
+from .payload import Body
 from .process import Launch
 from .protocol import Parcel
 from .relay import Relay
@@ -36,7 +37,7 @@ class Blueprint(NamedTuple):
     '''How to make a worker.'''
 
     launch: Launch
-    encoded: tuple[bytes, tuple[Definition, ...]]
+    encoded: tuple[Body, tuple[Definition, ...]]
     '''Its class and options.'''
     retries: int
     '''How often a task of it that may have run is run again.'''

@@ -21,8 +21,8 @@ from .codec import (
     Inline,
     Reducers,
     Store,
+    by_reference,
     decode,
-    encode,
     encode_into,
     encode_with,
     encoder,
@@ -112,6 +112,7 @@ class Packing:
     :ivar pack: makes bytes of a task, a result or an item.
     :ivar unpack: the other way.
     :ivar pickle: makes bytes of what belongs to calls; `codec.decode` is the other way.
+    :ivar pickle_kept: likewise, of what is sent more than once: nothing of it lies in the store.
     :ivar pack_task: as `pack`, with the values of the variables ahead, if there are any. The other way is
         `unpack_task`; in a worker, `set_values` and `unpack`.
     :ivar pack_request: as `pickle`, likewise, for what is asked of a worker. The other way is `unpack_request`.
@@ -126,11 +127,10 @@ class Packing:
     ) -> None:
         self.codec = codec
         self.variables = variables
-        self.pickle: Callable[[Any], Encoded]
-        if codec is not None:
-            self.pickle = functools.partial(_pickle, codec, store)
-        else:
-            self.pickle = encoder(store)
+        self.pickle, self.pickle_kept = (
+            encoder(each) if codec is None else functools.partial(_pickle, codec, each)
+            for each in (store, by_reference())
+        )
         self.pack = self.pickle
         self.unpack: Callable[[Any], Any] = decode
         if codec is not None:
@@ -141,10 +141,6 @@ class Packing:
             self.pack_task = functools.partial(self._pack_with_values, self.pack)
             self.pack_request = functools.partial(self._pack_with_values, self._pack_request)
             self.unpack_task = self._unpack_without_values
-
-    def pickle_inline(self, obj: Any) -> Inline:
-        '''As `pickle`, with all of it in the bytes.'''
-        return encode_with(self._reducers, obj) if self._reducers else encode(obj)
 
     @property
     def _reducers(self) -> Reducers:
@@ -176,7 +172,10 @@ class Packing:
         if not values:
             return b'', ()
         try:
-            return self.pickle_inline(values)
+            body, needs, _ = self.pickle_kept(values)
+            if type(body) is not bytes:
+                raise TypeError('what is in looppool.shared cannot travel there: pass it along')
+            return body, needs
         except Exception as error:
             names = ', '.join(self.variables[place].name for place in values)
             error.add_note(f'while pickling the values of the context variables that travel along: {names}')

@@ -61,7 +61,7 @@ _ITEM: Final = int(Kind.ITEM)
 _VALUE: Final = int(Kind.VALUE)
 _DONE: Final = int(Kind.DONE)
 _CREDIT: Final = int(Kind.CREDIT)
-_MAY_BE_LARGE: Final = frozenset({_ITEM, _VALUE, int(Kind.ASK), int(Kind.ANSWER)})
+_MAY_BE_LARGE: Final = frozenset({_ITEM, _VALUE, *map(int, (Kind.ASK, Kind.ANSWER, Kind.START, Kind.DEFINE))})
 '''Of what is not handed on through `deliver`.'''
 _BYTES: Final = struct.Struct('<Q')
 _MORE: Final = struct.Struct('<IQ')
@@ -114,7 +114,7 @@ class PoolHandler(Protocol):
 
     def on_ready(self) -> None: ...
     def on_start_failed(self, body: bytes) -> None: ...
-    def on_define(self, body: bytes) -> Key: ...
+    def on_define(self, body: bytes | Payload) -> Key: ...
     def on_done(self, size: int, count: int) -> None: ...
     def understand(self, body: bytes) -> BaseException: ...
     def on_failed(self, parcel: Parcel, error: BaseException) -> None: ...
@@ -129,8 +129,8 @@ class WorkerHandler(Protocol):
     '''What a `WorkerEnd` calls.'''
 
     def on_configure(self, body: bytes) -> None: ...
-    def on_define(self, body: bytes) -> Key: ...
-    def on_start(self, body: bytes) -> None: ...
+    def on_define(self, body: bytes | Payload) -> Key: ...
+    def on_start(self, body: Body) -> None: ...
     def on_credit(self) -> None: ...
     def on_pill(self) -> None: ...
     def on_cancel(self) -> None: ...
@@ -352,7 +352,7 @@ class _End(Lending):
         for definition in needs:
             if definition.key not in self.known:
                 self.known.add(definition.key)
-                self._send(Kind.DEFINE, 0, definition.body)
+                self._send_body(Kind.DEFINE, 0, definition.body)
 
 
 class PoolEnd(_End):
@@ -402,12 +402,12 @@ class PoolEnd(_End):
         self._of_runs[_VALUE] = self._on_values
         self._enter(State.NEW)
 
-    def start(self, configuration: bytes, worker: bytes, needs: tuple[Definition, ...]) -> None:
+    def start(self, configuration: bytes, worker: Body, needs: tuple[Definition, ...]) -> None:
         '''Send all that the worker needs to become ready.'''
         self._enter(State.STARTING)
         self._send(Kind.CONFIGURE, 0, configuration)
         self._send_definitions(needs)
-        self._send(Kind.START, 0, worker)
+        self._send_body(Kind.START, 0, worker)
 
     def send_task(self, parcel: Parcel) -> int:
         '''Send a task or a call; return its id, or 0 if it was abandoned. Who sends it holds its permit.'''

@@ -7,7 +7,7 @@
 3. A receiver maps a segment once. Its objects lie there; when the last one is collected, the block is given back.
 4. What lies in a `SharedSegment` is found by the address of its buffer, and sent by reference. It ends with the last
    process that uses it.
-5. A forked child has none of it: the parent's segments are not its own to give back.
+5. A forked child gives nothing back: it is the parent's. It has what is shared, if anybody there holds it.
 '''
 
 import asyncio
@@ -30,7 +30,7 @@ from threading import get_ident
 from typing import Any, Final
 
 from .channel import Channel
-from .codec import Buffers
+from .codec import Buffers, refer_with
 from .errors import ProtocolError
 from .lending import Shortage
 from .payload import LEAST, Payload, Piece
@@ -95,8 +95,7 @@ class _Segment:
             try:
                 self.mapping.close()
             except BufferError:
-                if not self.shared:
-                    _make_private(self.mapping, self.fd)
+                _make_private(self.mapping, self.fd)
         os.close(self.fd)
         self.fd = -1
 
@@ -193,6 +192,13 @@ class SharedSegment(_Segment):
                 _add_range(exporter, self)
         return memoryview(exporter).cast('B')[offset : offset + size]
 
+    def keep_range(self) -> bool:
+        '''In a forked child: have it found by its address again. Whether anybody there uses it.'''
+        exporter = None if self._exporter is None else self._exporter()
+        if exporter is not None:
+            _add_range(exporter, self)
+        return exporter is not None
+
 
 def _add_range(exporter: Any, segment: SharedSegment) -> None:
     '''The segment is used from now on, until its exporter is collected: perhaps with it, in one circle.'''
@@ -277,7 +283,7 @@ _ranges: Final[dict[int, tuple[int, weakref.ref[SharedSegment], weakref.ref[Any]
 '''Those that somebody here uses, by address: to which one they reach, and what is there as long as they are used.'''
 _starts: Final[list[int]] = []
 '''The addresses in order.'''
-_ranges_lock: Final = threading.RLock()
+_ranges_lock = threading.RLock()
 '''Reentrant, as the collector may run at any time.'''
 
 
@@ -369,15 +375,7 @@ class SegmentStore:
 
     def take(self, buffers: Buffers, buffer: pickle.PickleBuffer) -> bool:
         '''Add a buffer to those that travel apart from the pickle. Whether it is not worth it: it stays there.'''
-        try:
-            raw = buffer.raw()
-        except BufferError:
-            return True
-        piece = shared_piece(raw)
-        if raw.nbytes < LEAST and piece is None:
-            return True
-        buffers.append((raw, piece))
-        return False
+        return _stays(buffers, buffer, LEAST)
 
     def put(self, pickled: bytes, buffers: Buffers) -> Payload | None:
         '''What to send instead of the pickle and its buffers. None if there is no memory.'''
@@ -475,6 +473,35 @@ class SegmentStore:
         for segment in self._all - self._idle.keys():
             segment.hollow_out()
         self._see_to_age()
+
+
+class _References:
+    '''A store that takes nothing but what is shared already: for what is kept.'''
+
+    def take(self, buffers: Buffers, buffer: pickle.PickleBuffer) -> bool:
+        '''As `SegmentStore.take`.'''
+        return _stays(buffers, buffer, sys.maxsize)
+
+    def put(self, pickled: bytes, buffers: Buffers) -> Payload | None:
+        '''What to send instead of the pickle and its buffers. None if that is the same.'''
+        pieces = [piece for _, piece in buffers if piece is not None]
+        return Payload(pickled, pieces, buffers, spilled=False) if pieces else None
+
+
+refer_with(_References())
+
+
+def _stays(buffers: Buffers, buffer: pickle.PickleBuffer, least: int) -> bool:
+    '''Whether a buffer stays in the pickle, as it is smaller than `least` and not shared; else it is added.'''
+    try:
+        raw = buffer.raw()
+    except BufferError:
+        return True
+    piece = shared_piece(raw)
+    if raw.nbytes < least and piece is None:
+        return True
+    buffers.append((raw, piece))
+    return False
 
 
 def open_store(limit: int, most: int) -> SegmentStore | None:
@@ -578,13 +605,18 @@ _sharings: Final[weakref.WeakSet[Sharing]] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    _shared.clear()
+    global _ranges_lock
+    # Another thread may have had it.
+    _ranges_lock = threading.RLock()
     _ranges.clear()
     _starts.clear()
     for sharing in list(_sharings):
         sharing.disown()
     for segment in list(_alive):
-        segment._forget()
+        segment.ends.clear()
+        if not isinstance(segment, SharedSegment) or not segment.keep_range():
+            _shared.pop(segment.key, None)
+            segment._forget()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -22,7 +22,7 @@ from typing import Any, Final
 from tornado.ioloop import IOLoop
 
 from .budget import RestartBudget
-from .codec import check_encoded, forget_bodies, sized
+from .codec import check_encoded, forget_bodies
 from .errors import LoopPoolError, PoolClosed, WorkerStartError
 from .lifecycle import CANCEL_GRACE, Lifecycle
 from .link import Link
@@ -91,9 +91,9 @@ class Supervisor(Lifecycle):
 
     def _blueprint(self, worker_class: type[Worker[Any, Any]], options: dict[str, Any], launch: Launch) -> Blueprint:
         packing = self.packing
-        encoded = packing.pickle_inline((worker_class, options, packing.codec, packing.variables))
-        check_encoded(sized(encoded), self.settings.max_message_bytes)
-        return Blueprint(launch, encoded, retries_of(worker_class, self.settings.retries))
+        encoded = packing.pickle_kept((worker_class, options, packing.codec, packing.variables))
+        check_encoded(encoded, self.settings.max_message_bytes)
+        return Blueprint(launch, encoded[:2], retries_of(worker_class, self.settings.retries))
 
     def _start(self, member: Member) -> None:
         member.start()

@@ -39,7 +39,7 @@ from .here import CurrentWorker, set_current_worker
 from .kinds import RELAYED, Kind
 from .modules import forget_modules
 from .packing import Packing
-from .payload import Body
+from .payload import Body, Payload
 from .plain import PLAIN
 from .protocol import WorkerEnd
 from .runner import Runner, as_coroutine
@@ -189,13 +189,13 @@ class WorkerMain:
         self._end.limit_bodies(configuration['max_body'])
         self._asking.pool = configuration['pool_key']
 
-    def on_define(self, body: bytes) -> Key:
+    def on_define(self, body: bytes | Payload) -> Key:
         return define(body)
 
-    def on_start(self, body: bytes) -> None:
+    def on_start(self, body: Body) -> None:
         self._starting = self.loop.create_task(self._start(body))
 
-    async def _start(self, body: bytes) -> None:
+    async def _start(self, body: Body) -> None:
         try:
             if self._misconfigured is not None:
                 raise self._misconfigured

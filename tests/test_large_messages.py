@@ -518,6 +518,15 @@ async def test_what_is_shared_is_one(context: str) -> None:
     assert (inner == 33).all()
 
 
+async def test_it_does_not_travel_in_a_context_variable() -> None:
+    async with Pool(pool_size=1, contextvars=[VARIABLE]) as pool:
+        VARIABLE.set(shared.empty(3))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match='cannot travel there') as caught:
+            await pool.call(total, 3)
+        assert 'values of the context variables that travel along: VARIABLE' in str(caught.value.__notes__)
+        VARIABLE.set(None)
+
+
 def fill(row: Array, value: int) -> None:
     row[:] = value
 

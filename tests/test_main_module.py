@@ -128,6 +128,61 @@ async def test_a_definition_travels_once_and_messages_refer_to_it(context: str, 
     assert message < 300 and result < 400
 
 
+USE_OF_SHARED_MEMORY = '''
+import asyncio, sys
+import looppool
+from looppool import shared
+
+table = shared.empty(6)
+
+def fill(index):
+    table[index] = index + 1
+    return table[:2]
+
+def seen():
+    return table.tolist()
+
+async def at(member, name, *arguments):
+    return await member.call(globals()[name], *arguments)
+
+class Filler(looppool.Worker):
+    rows = shared.empty(6)
+
+    def _initialise(self, given):
+        self.given = given
+
+    @looppool.task_done
+    def _process_message(self, index):
+        self.given[index] = self.rows[index] = table[index] = 9
+
+async def main():
+    given = shared.empty(6)
+    pool = looppool.Pool(pool_size=2, worker_class=Filler, context=sys.argv[1], options={'given': given})
+    async with pool:
+        returned = [await at(pool.members[index % 2], 'fill', index) for index in range(4)]
+        await pool.kill_member(pool.members[0])
+        returned.append(await at(pool.members[0], 'fill', 4))
+        table[5] = 66
+        print([await at(member, 'seen') for member in pool.members])
+        table[:2] = 77
+        print([part.tolist() for part in returned])
+        for index in range(6):
+            await pool.put(index)
+    print(table.tolist(), given.tolist(), Filler.rows.tolist())
+
+asyncio.run(main())
+'''
+
+
+async def test_shared_memory_of_a_script_is_one_for_all(context: str, tmp_path: Path) -> None:
+    script = tmp_path / 'script.py'
+    script.write_text(USE_OF_SHARED_MEMORY)
+    code, output, errors = await run(sys.executable, script, context)
+    assert (code, errors) == (0, '')
+    row = [1.0, 2.0, 3.0, 4.0, 5.0, 66.0]
+    assert output.splitlines() == [f'{[row] * 2}', f'{[[77.0] * 2] * 5}', f'{[9.0] * 6} {[9.0] * 6} {[9.0] * 6}']
+
+
 async def test_a_module_run_with_m(context: str, tmp_path: Path) -> None:
     package = tmp_path / 'my_package'
     package.mkdir()

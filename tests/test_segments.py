@@ -19,7 +19,7 @@ from harness import segments_here
 from looppool import segments, shared
 from looppool.codec import Encoded, decode, encoder
 from looppool.payload import LEAST, Payload
-from looppool.segments import SegmentStore, SharedSegment
+from looppool.segments import SegmentStore, SharedSegment, shared_piece
 
 MIB = 1 << 20
 
@@ -266,18 +266,20 @@ def test_a_forked_child_gives_nothing_back(store: SegmentStore) -> None:
     assert decode(kept.with_inline(pickle.dumps(3))) == 3
 
 
-def test_a_child_of_a_child_has_none_of_it() -> None:
-    view = shared.share(b'x' * 100)
+def test_a_child_of_a_child_has_what_is_shared() -> None:
+    view: Any = shared.share(b'x' * 100)
     pid = os.fork()
     if not pid:
         inner = os.fork()
         if not inner:
-            os._exit(len(segments._ranges) + len(segments._shared))
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) + len(segments._ranges))
+            view[0] = ord('y')
+            known = shared_piece(view) is not None
+            view = None
+            os._exit(not known or len(segments._ranges) + len(segments._shared))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert len(segments._ranges) == 1
-    del view
-    assert not segments._ranges
+    assert view[0] == ord('y')
+
 
 
 def test_what_is_shared_may_end_in_a_circle() -> None:
