@@ -26,6 +26,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Final
 
@@ -157,6 +158,10 @@ class _OwnSegment(_Segment):
         return memoryview(bytearray(memoryview(self.mapping)[offset : offset + size]))
 
 
+def _nothing() -> None:
+    return None
+
+
 class SharedSegment(_Segment):
     '''One whose users write where and when they like, in all processes that have it.'''
 
@@ -164,7 +169,8 @@ class SharedSegment(_Segment):
 
     def __init__(self, key: int, capacity: int, fd: int) -> None:
         super().__init__(key, capacity, fd)
-        self._exporter: weakref.ref[Any] | None = None
+        self._exporter: Callable[[], Any] = _nothing
+        '''Gives what all views of it keep, as long as there is one.'''
         _shared[key] = self
 
     @classmethod
@@ -179,12 +185,12 @@ class SharedSegment(_Segment):
 
     @property
     def wanted(self) -> bool:  # type: ignore[override]
-        return self._exporter is not None and self._exporter() is not None
+        return self._exporter() is not None
 
     def view(self, offset: int, size: int, _keep: object) -> memoryview:
         '''A part of it; whatever is made of the view keeps the segment.'''
         with _ranges_lock:
-            exporter = None if self._exporter is None else self._exporter()
+            exporter = self._exporter()
             if exporter is None:
                 exporter = _exporter(self.capacity).from_buffer(self.mapping)
                 exporter.keep = self
@@ -194,7 +200,7 @@ class SharedSegment(_Segment):
 
     def keep_range(self) -> bool:
         '''In a forked child: have it found by its address again. Whether anybody there uses it.'''
-        exporter = None if self._exporter is None else self._exporter()
+        exporter = self._exporter()
         if exporter is not None:
             _add_range(exporter, self)
         return exporter is not None
