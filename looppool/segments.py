@@ -48,6 +48,9 @@ _LARGEST_CUT: Final = 1 << 20
 _ALIGNED: Final = 64
 _MAP_FIXED: Final = 0x10
 '''Of Linux, which the module mmap does not name.'''
+_LEAST_IN_HALVES: Final = 8 << 20
+'''From how many bytes on a buffer is copied by two threads: a thread takes some 100 µs to start.'''
+_SEVERAL_CPUS: Final = (os.cpu_count() or 1) > 1
 _AGE: Final = 5.0
 '''For how long a free segment is kept, in seconds, at least; at most twice as long.'''
 
@@ -333,6 +336,26 @@ def shared_piece(raw: memoryview) -> Piece | None:
 _NOTHING: Final = memoryview(b'')
 
 
+def _copy(raw: memoryview, mapping: mmap.mmap, start: int) -> None:
+    '''Copy a buffer; a large one by two threads, as one does not use all that memory can do.'''
+    size = raw.nbytes
+    half = size // 2 if size >= _LEAST_IN_HALVES and _SEVERAL_CPUS else size
+    other = None
+    if half < size:
+        to, source = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping, start)), _address(raw)
+        other = threading.Thread(target=ctypes.memmove, args=(to + half, source + half, size - half), daemon=True)
+        try:
+            other.start()
+        except RuntimeError:
+            # No more threads may be started.
+            half, other = size, None
+    try:
+        mapping[start : start + half] = raw[:half]
+    finally:
+        if other is not None:
+            other.join()
+
+
 class _Block:
     '''Keeps a part of a segment from being used again.'''
 
@@ -349,7 +372,7 @@ class _Block:
         for raw, piece in buffers:
             if piece is None:
                 size = raw.nbytes
-                self.segment.mapping[start : start + size] = raw
+                _copy(raw, self.segment.mapping, start)
                 placed.append((_NOTHING, (self.segment, start, size)))
                 start += aligned(size)
             else:

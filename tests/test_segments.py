@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -39,6 +40,23 @@ def put(store: SegmentStore, size: int) -> Payload:
 
 def where(payload: Payload) -> set[tuple[int, int]]:
     return {(segment.key, offset) for segment, offset, _ in payload.pieces}
+
+
+@pytest.mark.parametrize('threads', [True, False])
+@pytest.mark.parametrize('size', [8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 33 * MIB + 7])
+def test_two_threads_copy_all_of_it(
+    size: int, threads: bool, store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    if not threads:
+        monkeypatch.setattr(threading.Thread, 'start', refuse)
+    data = random.Random(size).randbytes(size)
+    payload = store.put(b'', [(memoryview(b'before'), None), (memoryview(data), None), (memoryview(b'behind'), None)])
+    assert payload is not None
+    found = [bytes(segment.view(*piece, None)) for segment, *piece in payload.pieces]
+    assert found == [b'before', data, b'behind']
 
 
 @pytest.mark.parametrize('size', [4 * MIB + 1, 33 * MIB, 65 * MIB, 130 * MIB])
