@@ -300,7 +300,7 @@ def _reduce_view(view: memoryview) -> tuple[Any, ...]:
         # A buffer travels as it lies in memory, and is put together again row by row.
         flat = memoryview(view.tobytes() if view.readonly else bytearray(view.tobytes()))
     try:
-        _view(flat.cast('B') if view.nbytes else b'', view.format, shape)
+        _view(flat, view.format, shape)
     except (TypeError, ValueError) as error:
         what = f'a memoryview of shape {shape} and format {view.format!r}'
         raise pickle.PicklingError(f'{what} cannot travel ({error}): send what it is a view of') from None

@@ -50,7 +50,6 @@ _MAP_FIXED: Final = 0x10
 '''Of Linux, which the module mmap does not name.'''
 _LEAST_IN_HALVES: Final = 8 << 20
 '''From how many bytes on a buffer is copied by two threads: a thread takes some 100 µs to start.'''
-_SEVERAL_CPUS: Final = (os.cpu_count() or 1) > 1
 _AGE: Final = 5.0
 '''For how long a free segment is kept, in seconds, at least; at most twice as long.'''
 
@@ -74,6 +73,10 @@ class _Segment:
         if self.fd < 0:
             raise OSError(errno.EBADF, 'the segment belongs to the process that this one was forked from')
         return _mapped(self.fd, self.capacity)
+
+    def _copied(self, offset: int, size: int) -> memoryview:
+        '''A part of it as it is now.'''
+        return memoryview(bytearray(memoryview(self.mapping)[offset : offset + size]))
 
     def map_soon(self) -> None:
         '''Map it now, if nothing is in the way but memory: who loads what is there gets that error.
@@ -114,7 +117,7 @@ class _ReceivedSegment(_Segment):
     def view(self, offset: int, size: int, keep: object) -> memoryview:
         '''A part of it; whatever is made of the view keeps `keep`. A copy, if descriptors are scarce.'''
         if self._scarce:
-            return memoryview(bytearray(memoryview(self.mapping)[offset : offset + size]))
+            return self._copied(offset, size)
         exporter = _exporter(self.capacity).from_buffer(self.mapping)
         exporter.keep = keep
         return memoryview(exporter).cast('B')[offset : offset + size]
@@ -158,7 +161,7 @@ class _OwnSegment(_Segment):
 
     def view(self, offset: int, size: int, _keep: object) -> memoryview:
         '''What was sent, copied: the block will be written again.'''
-        return memoryview(bytearray(memoryview(self.mapping)[offset : offset + size]))
+        return self._copied(offset, size)
 
 
 def _nothing() -> None:
@@ -338,22 +341,18 @@ _NOTHING: Final = memoryview(b'')
 
 def _copy(raw: memoryview, mapping: mmap.mmap, start: int) -> None:
     '''Copy a buffer; a large one by two threads, as one does not use all that memory can do.'''
-    size = raw.nbytes
-    half = size // 2 if size >= _LEAST_IN_HALVES and _SEVERAL_CPUS else size
-    other = None
-    if half < size:
-        to, source = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping, start)), _address(raw)
-        other = threading.Thread(target=ctypes.memmove, args=(to + half, source + half, size - half), daemon=True)
-        try:
-            other.start()
-        except RuntimeError:
-            # No more threads may be started.
-            half, other = size, None
-    try:
-        mapping[start : start + half] = raw[:half]
-    finally:
-        if other is not None:
-            other.join()
+    here = size = raw.nbytes
+    with contextlib.ExitStack() as ends:
+        if size >= _LEAST_IN_HALVES:
+            half = size // 2
+            to, source = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping, start)), _address(raw)
+            other = threading.Thread(target=ctypes.memmove, args=(to + half, source + half, size - half), daemon=True)
+            # No more threads may be started, perhaps.
+            with contextlib.suppress(RuntimeError):
+                other.start()
+                ends.callback(other.join)
+                here = half
+        mapping[start : start + here] = raw[:here]
 
 
 class _Block:

@@ -3,8 +3,9 @@
 import contextlib
 import gc
 import os
+import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -17,6 +18,20 @@ ResultDone = Callable[[], None]
 
 on_each_loop = pytest.mark.usefixtures('each_loop')
 '''Marks a contract that is shown on every kind of loop, in the parent and in the workers.'''
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    '''Let this process, and what it starts, open so many more descriptors.'''
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = [os.dup(0) for _ in range(count + 1)]
+    for fd in probe:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe[-1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def run(worker_class: type[Worker[Any, Any]], *messages: Any, **settings: Any) -> tuple[list[Any], Failures]:

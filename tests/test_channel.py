@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import resource
 import select
 import socket
 import tempfile
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import on_each_loop
+from harness import descriptors_left, on_each_loop
 
 from looppool.channel import READ_SIZE, Channel
 from looppool.errors import ProtocolError
@@ -233,13 +232,8 @@ async def test_descriptors_that_nobody_takes_are_closed(pair: Pair) -> None:
 
 async def test_where_no_more_descriptors_may_be_open_they_wait(pair: Pair) -> None:
     left, right, sent = await three_descriptors_sent(pair)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (sent[-1].fd + 1, before[1]))
-    try:
-        with pytest.raises(Shortage):
-            take(right)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with descriptors_left(0), pytest.raises(Shortage):
+        take(right)
     with pytest.raises(KeyError), right.channel.descriptor():
         raise KeyError
     taken = [take(right) for _ in sent]

@@ -1,10 +1,8 @@
 '''Large payloads end to end: nothing is copied twice, nothing is seen too early, nothing is left, whoever dies.'''
 
 import asyncio
-import contextlib
 import gc
 import os
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +13,7 @@ import numpy
 import psutil
 import pytest
 from conftest import LogGuard
-from harness import segments_here
+from harness import descriptors_left, segments_here
 
 import looppool
 from looppool import Pool, Worker, shared, task_done
@@ -381,7 +379,8 @@ async def test_without_memory_it_goes_over_the_link(monkeypatch: pytest.MonkeyPa
 
 
 async def test_descriptors_are_left_to_the_application() -> None:
-    with descriptors_limited(160) as used:
+    used = len(os.listdir('/proc/self/fd'))
+    with descriptors_left(160):
         async with Pool(pool_size=2, worker_class=Echo) as pool:
             big = array(1, 1_100_000)
             kept = await asyncio.gather(*(pool.call(same, big) for _ in range(120)))
@@ -400,35 +399,12 @@ def keep_another(obj: Any) -> None:
 
 
 async def test_what_pools_and_former_workers_have_sent_leaves_descriptors_to_the_application() -> None:
-    with descriptors_limited(200) as used:
+    used = len(os.listdir('/proc/self/fd'))
+    with descriptors_left(200):
         async with Pool(pool_size=1, max_tasks_per_worker=10) as one, Pool(pool_size=1) as other:
             kept = [await pool.call(array, value, 1_100_000) for value in range(100) for pool in (one, other)]
             assert len(os.listdir('/proc/self/fd')) < used + 160
         assert all((got == index // 2).all() for index, got in enumerate(kept))
-
-
-@contextlib.contextmanager
-def descriptors_limited(count: int) -> Iterator[int]:
-    '''No more than so many may be opened here; gives how many are open.'''
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir('/proc/self/fd'))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + count, before[1]))
-    try:
-        yield used
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    taken = []
-    with descriptors_limited(100):
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open('/dev/null', os.O_RDONLY))
-        yield
-        for fd in taken:
-            os.close(fd)
 
 
 @pytest.mark.parametrize('ending', ['received', 'killed', 'stopped'])
@@ -437,7 +413,7 @@ async def test_a_large_message_waits_for_descriptors(ending: str, logs: LogGuard
     logs.expect('exited with code 0')  # It said goodbye, which could not be read.
     async with Pool(pool_size=1, worker_class=Echo) as pool:
         first = await pool.call(array)
-        with no_descriptors():
+        with descriptors_left(0):
             calls = [asyncio.ensure_future(pool.call(array, value, 1_100_000)) for value in (1, 2)]
             small = asyncio.ensure_future(pool.call(total, numpy.ones(3)))
             while not warned:
@@ -465,7 +441,7 @@ async def test_a_worker_that_may_open_no_more_files_goes_on() -> None:
 
 
 async def take_all_descriptors_for(seconds: float) -> str:
-    with no_descriptors():
+    with descriptors_left(0):
         await asyncio.sleep(seconds)
     return 'done'
 

@@ -142,9 +142,6 @@ def fill(index):
 def seen():
     return table.tolist()
 
-async def at(member, name, *arguments):
-    return await member.call(globals()[name], *arguments)
-
 class Filler(looppool.Worker):
     rows = shared.empty(6)
 
@@ -159,11 +156,11 @@ async def main():
     given = shared.empty(6)
     pool = looppool.Pool(pool_size=2, worker_class=Filler, context=sys.argv[1], options={'given': given})
     async with pool:
-        returned = [await at(pool.members[index % 2], 'fill', index) for index in range(4)]
-        await pool.kill_member(pool.members[0])
-        returned.append(await at(pool.members[0], 'fill', 4))
+        returned = [await pool.members[index % 2].call(fill, index) for index in range(4)]
+        await pool.members[0].kill()
+        returned.append(await pool.members[0].call(fill, 4))
         table[5] = 66
-        print([await at(member, 'seen') for member in pool.members])
+        print([await member.call(seen) for member in pool.members])
         table[:2] = 77
         print([part.tolist() for part in returned])
         for index in range(6):

@@ -297,6 +297,9 @@ def test_a_child_of_a_child_has_what_is_shared() -> None:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert view[0] == ord('y')
+    assert len(segments._ranges) == 1
+    view = None
+    assert not segments._ranges
 
 
 

@@ -2,31 +2,15 @@
 
 import asyncio
 import os
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from conftest import LogGuard
+from harness import descriptors_left
 
 import looppool
 
 from .observed import ObservedPool, Watch, kill, until
-
-
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    '''Let this process, and what it starts, open so many more descriptors.'''
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = [os.dup(0) for _ in range(count + 1)]
-    for fd in probe:
-        os.close(fd)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe[-1], before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def warm_up(context: str) -> None:
